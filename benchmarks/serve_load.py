@@ -1,7 +1,7 @@
 """Many clients at a real server: nothing lost, nothing twice, bounded memory, a clear 429.
 
-    python benchmarks/serve_load.py SCAN -m MODEL [--clients 50] [--jobs 2] [--waiting 40]
-                                    [--pad-mb 0] [--kill] [--out FOLDER]
+    python benchmarks/serve_load.py SCAN -m MODEL [--clients 50] [--jobs 2]
+                                    [--pad-mb 0] [--kill] [--patience-s 900]
 
 Each client uploads the scan, follows the events of its job, downloads the labels, and does so
 --jobs times; where the server says 429, it comes again as the server says. With --pad-mb the scan

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "slicer" / "KidSeg" / "KidSeg
 from KidSegLib.back_ends import Settings, back_end_of
 from KidSegLib.drawn import drawn_on, write_drawn
 from KidSegLib.run import Run, Wanted, segment
+from KidSegLib.segmentations import fill_segmentation
 from KidSegLib.volumes import grid_of
 from slicer_scene import (
     SPACING,
@@ -110,7 +111,10 @@ def refusals(folder: Path) -> dict[str, Any]:
     paint(overlapping, "id_1", labels > 0, volume)
     hidden = draw(volume, labels, (*NAMES, "Empty"))
     hidden.GetDisplayNode().SetSegmentVisibility("id_1", False)
+    corrected = fill_segmentation(draw(volume, labels).GetSegmentation(), volume, {})
+    paint(corrected, "id_0", labels == 1, volume)
     nodes = {
+        "result": corrected,
         "no segments": draw(volume, labels, ()),
         "empty": draw(volume, 0 * labels),
         "moved": draw(moved, labels),

@@ -197,6 +197,18 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 3 and "no such file" in err and "Check the path" in err
 
 
+def test_a_structure_with_errors_has_an_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are measured all the same; what only cannot be told is no error."""
+    whole = Roi(name="kidney", contours=[circle(k) for k in range(3)])
+    opened = Roi(name="cyst", contours=[circle(1), circle(2)], kind="OPEN_NONPLANAR")
+    save(structure_set([whole, opened]), tmp_path / "rs.dcm")
+    code, out, err = run(capsys, str(tmp_path / "rs.dcm"))
+    assert code == 4 and "error: " in out and "1 of 2 structures have errors" in err
+    assert run(capsys, str(saved(tmp_path, "one-plane", circle(0))))[0] == 0
+
+
 def test_all_files_failing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text("no DICOM")

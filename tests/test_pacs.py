@@ -729,6 +729,51 @@ def test_why_an_archive_cannot_be_reached_is_said() -> None:
         list(WebArchive(url="http://no-such-host.invalid/x").ct_studies(None))
 
 
+def run_once(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    every = [sys.executable, "-m", "kidseg", *map(str, words), "--once", "--device", "cpu"]
+    return subprocess.run(every, capture_output=True, text=True, timeout=120)
+
+
+def test_with_once_an_archive_that_does_not_answer_is_given_up(
+    bad_archive: WebArchive, tmp_path: Path
+) -> None:
+    """Whether nobody is there or it answers 503; the error names it and what to do."""
+    BadArchive.answer = (503, "text/plain", b"")
+    nobody = f"http://127.0.0.1:{free_port()}/dicom-web"
+    for url, cause in ((nobody, "Connection refused"), (bad_archive.url, "answers 503")):
+        words = ["--folder", tmp_path, "--every", "0.1", "--attempts", "2"]
+        done = run_once("dicomweb", url, *words)
+        assert done.returncode == 3 and done.stderr.count("looking again") == 1, done.stderr
+        last = " ".join(done.stderr.split("looking again in 0.1 s")[1].split())
+        assert f"{url}: 2 looks in a row failed, the last because" in last and cause in last
+        assert "Check the address" in last and f"--folder {tmp_path} to go on" in last
+
+
+def test_with_once_results_that_cannot_be_sent_wait_for_the_next_start(tmp_path: Path) -> None:
+    """The node ends, says so, and sends them when it is started again."""
+    got: list[str] = []
+
+    def store(event: Any) -> int:
+        got.append(str(event.request.AffectedSOPInstanceUID))
+        return SUCCESS
+
+    queue = SeriesQueue.opened(tmp_path)
+    number = queue.add("1.2", "1.2.3", "x", "segmented")
+    assert number is not None
+    results = queue.place(number) / "results"
+    results.mkdir(parents=True)
+    images_of(tmp_path / "ct")[0].rename(results / "a.dcm")
+    words = ["--port", "0", "--folder", tmp_path, "--attempts", "1"]
+    done = run_once("node", "--to", f"ARCHIVE@127.0.0.1:{free_port()}", *words)
+    assert done.returncode == 4, done.stderr
+    assert "series 1: unreachable (attempts: 1); start again with --folder" in done.stdout
+    assert [series.state for series in queue.all()] == ["segmented"]
+    with peer_that([CTImageStorage], store) as peer:
+        done = run_once("node", "--to", f"{peer.title}@{peer.host}:{peer.port}", *words)
+    assert done.returncode == 0 and "1 series segmented, results sent" in done.stdout, done.stderr
+    assert len(got) == 1 and [series.state for series in queue.all()] == ["sent"]
+
+
 def test_a_slow_archive_is_not_waited_for_long(bad_archive: WebArchive) -> None:
     BadArchive.answer, BadArchive.delay_s = (200, JSON, b"[]"), 1.0
     begin = time.monotonic()
@@ -967,6 +1012,7 @@ def test_twenty_studies_while_archive_and_worker_are_killed(
         archive.ask("/instances", path.read_bytes())
     words = ["dicomweb", f"{archive.address}/dicom-web", "--folder", tmp_path / "work"]
     words += ["--device", "cpu", "--every", "1", "--min-images", "5", "--once"]
+    words += ["--attempts", "60"]  # it is away for longer than three seconds
     process = command(*words)
     until(lambda: sum("SEG" in m for m in archive.modalities().values()) >= 3, 300)
     archive.kill()

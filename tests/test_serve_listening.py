@@ -18,6 +18,7 @@ from kidseg.serve.service import _service
 from serving import until
 
 HEADERS_S = 1.0
+LARGEST = 1000
 REQUEST = b"GET /api/v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 END = b"\r\n"
 
@@ -26,7 +27,7 @@ END = b"\r\n"
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A server without the process that segments."""
     folder = tmp_path_factory.mktemp("server")
-    limits = Limits(headers_s=HEADERS_S, stall_s=30.0)
+    limits = Limits(headers_s=HEADERS_S, stall_s=30.0, upload_bytes=LARGEST)
     serving = Serving(model=folder / "none", folder=folder, port=0, limits=limits)
     service = _service(serving, folder, AuditLog.opened(folder / "audit.jsonl"))
     with _listening(serving) as door:
@@ -126,3 +127,39 @@ def test_requests_that_come_at_once_are_all_answered(port: int) -> None:
         while more := client.recv(4096):
             found += more
     assert found.count(b"HTTP/1.1 200 ") == 3
+
+
+def upload(size: int) -> bytes:
+    head = b"POST /api/v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n" % size
+    return head + b"Content-Type: application/octet-stream\r\n\r\n"
+
+
+@pytest.mark.fault("client gone")
+@pytest.mark.parametrize("pause_s", [0.01, 60.0])
+def test_an_upload_that_is_refused_is_not_read_to_its_end(port: int, pause_s: float) -> None:
+    """It goes on after the answer, in small blocks, or stops: the connection ends."""
+    with connected(port) as client:
+        client.sendall(upload(10**12))
+        assert answer(client).startswith(b"HTTP/1.1 413 ")
+        since, is_open = time.monotonic(), True
+        while is_open and time.monotonic() - since < 10 * HEADERS_S:
+            try:
+                client.sendall(b"x" * 1000)
+                client.settimeout(pause_s)
+                is_open = client.recv(1) != b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                is_open = False
+        assert not is_open and time.monotonic() - since >= 0.9 * HEADERS_S
+
+
+def test_the_rest_of_a_refused_upload_is_taken_and_the_connection_goes_on(port: int) -> None:
+    """A client that sends all before it looks at the answer finds it."""
+    size = 10**6
+    with connected(port) as client:
+        client.sendall(upload(size) + b"x" * size)
+        assert answer(client).startswith(b"HTTP/1.1 413 ")
+        time.sleep(0.5 * HEADERS_S)
+        client.sendall(REQUEST + END)
+        assert answer(client).startswith(b"HTTP/1.1 200 ")

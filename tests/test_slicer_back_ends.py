@@ -270,11 +270,12 @@ class Hostile(BaseHTTPRequestHandler):
 
     answers: ClassVar[dict[str, tuple[int, dict[str, str], bytes]]] = {}
     seen: ClassVar[list[tuple[str, str, str | None]]] = []
+    takes: ClassVar[int] = 2**30
 
     def answer(self) -> None:
         path = self.path.partition("?")[0]
         self.seen.append((self.command, path, self.headers["Authorization"]))
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.rfile.read(min(self.takes, int(self.headers.get("Content-Length", 0))))
         status, headers, body = self.answers.get(path, (404, {}, b""))
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -365,6 +366,18 @@ def test_a_refusal_of_the_server_is_shown_in_its_own_words(job: Job) -> None:
         error = refused(Server(address, "token").segment, job, Watch())
     assert (error.code, str(error)) == ("too-large", "The upload is too large. Crop it.")
     assert Hostile.seen[-1] == ("POST", "/api/v1/jobs", "Bearer token")
+
+
+def test_a_refusal_is_heard_although_the_server_did_not_take_the_whole_scan(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers and ends the connection, as kidseg serve does after 30 s."""
+    monkeypatch.setattr(Hostile, "takes", 2**16)
+    job.scan.write_bytes(bytes(2**26))
+    problem = {"code": "too-many-jobs", "detail": "too many jobs", "next_step": "Try later."}
+    answer = (429, {"Content-Type": "application/problem+json"}, json.dumps(problem).encode())
+    with server_with(health={"status": "ok"}, jobs=answer) as address:
+        assert refused(Server(address).segment, job, Watch()).code == "too-many-jobs"
 
 
 def test_neither_scan_nor_token_follow_a_redirection(job: Job) -> None:

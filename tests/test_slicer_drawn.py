@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +69,7 @@ def test_segments_in_two_layers_are_one_label_volume(scans: Path, tmp_path: Path
 
 
 REFUSED = {
+    "result": ("result-not-drawn", "would count as drawn"),
     "no segments": ("nothing-drawn", "'My drawing' is empty"),
     "empty": ("nothing-drawn", "'My drawing' is empty"),
     "moved": ("other-grid", "other voxels"),
@@ -130,3 +135,23 @@ def test_the_command_completes_slices_drawn_in_the_scene(
     found = drawing("whole", kept, *patient, settings, temporary=tmp_path)
     check_whole(found)
     assert not list(tmp_path.glob("kidseg-*")), "nothing of the training is left"
+
+
+@pytest.mark.requirement("slicer")
+@pytest.mark.slow
+def test_a_container_completes_slices_drawn_in_the_scene(
+    patient: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Without network, by an image named by its digest, from the model in it."""
+    image = os.environ.get("KIDSEG_IMAGE", "")
+    if not image:
+        pytest.skip("KIDSEG_IMAGE is not an image of kidseg, NAME@sha256:DIGEST")
+    engine = os.environ.get("ENGINE") or shutil.which("podman") or shutil.which("docker")
+    assert engine is not None
+    short = tmp_path / Path(engine).name
+    steps = 'case " $* " in *" complete "*) set -- "$@" --steps 10;; esac'
+    short.write_text(f'#!/bin/sh\n{steps}\nexec {shlex.quote(engine)} "$@"\n')
+    short.chmod(0o755)
+    settings = {"kind": "container", "image": image, "engine": str(short)}
+    (kept := tmp_path / "kept").mkdir()
+    check_whole(drawing("whole", kept, *patient, json.dumps(settings), temporary=tmp_path))

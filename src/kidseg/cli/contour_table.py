@@ -34,7 +34,8 @@ def contours(
 ) -> None:
     """Volumes of the structures of RT Structure Sets, from contours alone: no images are needed.
 
-    The volume that the file states (ROI Volume) is beside it. What cannot be told is said.
+    The volume that the file states (ROI Volume) is beside it. What cannot be told is said. The exit
+    code is 4 if a file could not be read, or the contours of a structure have errors.
 
     Example: kidseg contours annotations/
     """
@@ -49,9 +50,14 @@ def contours(
         "failed": [error.as_finding().as_dict() for _, error in failed],
     }
     print_result(result, contours_text(volumes, failed), as_json, quiet)
+    wrong = [one for one in volumes if any(f.severity == "error" for f in one.findings)]
     if failed:
         count = len({one.path for one in volumes}) + len(failed)
         typer.echo(f"kidseg: {len(failed)} of {count} files could not be read", err=True)
+    if wrong:
+        count = len(volumes)
+        typer.echo(f"kidseg: {len(wrong)} of {count} structures have errors", err=True)
+    if failed or wrong:
         raise typer.Exit(BatchError.exit_code)
 
 

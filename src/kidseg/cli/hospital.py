@@ -18,7 +18,7 @@ from kidseg.errors import InputError, ResourceError
 from kidseg.extras import check_installed
 
 if TYPE_CHECKING:
-    from kidseg.pacs.series_queue import SeriesQueue, State
+    from kidseg.pacs.series_queue import State
     from kidseg.pacs.worker import Archive, Worker
 
 __all__ = ["dicomweb", "node"]
@@ -27,7 +27,14 @@ _TICK_S, _FULL_S = 0.5, 10.0
 
 Work = Annotated[Path, option("--folder", help="Folder for the state; it goes on there.")]
 Model = Annotated[str, option("--model", "-m", help="Model file, run's folder, or starter.")]
-Attempts = Annotated[int, option(min=1, help="Failures before a series is set aside.")]
+Attempts = Annotated[
+    int,
+    option(
+        min=1,
+        help="Failures before a series is set aside; with --once also before an archive that does"
+        " not answer is given up.",
+    ),
+]
 MinImages = Annotated[int, option(min=1, help="Shorter series are left out.")]
 Retry = Annotated[bool, option("--retry", help="First try the series again that were set aside.")]
 Once = Annotated[bool, option("--once", help="End when nothing is left to do.")]
@@ -66,30 +73,34 @@ def dicomweb(
         login=os.environ.get("KIDSEG_ARCHIVE_LOGIN", ""),
     )
     seen: dict[str, Look] = {}
-    looks, next_look = 0, 0.0
+    looks, failed, next_look = 0, 0, 0.0
     with _worker(work, archive.archive, model, device, attempts, quiet) as (worker, say):
         queue = worker.queue
 
         def look() -> None:
-            nonlocal looks, next_look
+            nonlocal looks, failed, next_look
             if time.monotonic() < next_look:
                 return
             try:
                 find_series(
                     archive, queue, seen, min_images=min_images, since_days=since_days, say=say
                 )
-                looks += 1
+                looks, failed = looks + 1, 0
             except (UnreachableError, InputError) as error:
-                if isinstance(error, InputError) and not looks:
-                    raise  # it has never worked
+                failed += 1
+                gives_up = once and failed >= attempts
+                if isinstance(error, InputError) and (gives_up or not looks):
+                    raise  # it has never worked, or does no longer
+                if gives_up:
+                    raise _given_up(url, failed, error, work) from error
                 say(f"{error}; looking again in {every:g} s")
             next_look = time.monotonic() + every
 
         if retry:
             _retry(worker, "known")
-        while not (once and looks >= 2 and not _is_busy(queue)):
+        while not (once and looks >= 2 and not worker.is_busy):
             _step(worker, say, look)
-    _end(queue, as_json, quiet)
+    _end(worker, as_json, quiet)
 
 
 def node(
@@ -135,9 +146,9 @@ def node(
             _retry(worker, "here")
         with receiving(arrivals, title=title, host=host, port=port, callers=callers) as listening:
             say(f"node {title} listens on {host}:{listening}")
-            while not (once and queue.all() and not (_is_busy(queue) or arrivals.are_pending)):
+            while not (once and queue.all() and not (worker.is_busy or arrivals.are_pending)):
                 _step(worker, say, arrivals.settle)
-    _end(queue, as_json, quiet)
+    _end(worker, as_json, quiet)
 
 
 @contextmanager
@@ -178,6 +189,7 @@ def _worker(
                 log=AuditLog.opened(work / "audit.jsonl"),
                 say=say,
             )
+            worker.stop_waiting()
             yield worker, say
     finally:
         os.umask(before)
@@ -203,27 +215,39 @@ def _step(
         time.sleep(_FULL_S)
 
 
-def _is_busy(queue: SeriesQueue) -> bool:
-    """Has any series a next step, now or later?"""
-    from kidseg.pacs.series_queue import OPEN
+def _given_up(url: str, looks: int, last: Exception, work: Path) -> InputError:
+    """The archive did not answer so often in a row."""
+    return InputError(
+        f"{looks} looks in a row failed, the last because {last}",
+        path=url,
+        code="archive-unreachable",
+        next_step="Check the address, and that the archive runs and can be reached from here; then"
+        f" start this again with --folder {work} to go on.",
+    )
 
-    return any(series.state in (*OPEN, "arriving") for series in queue.all())
 
-
-def _end(queue: SeriesQueue, as_json: bool, quiet: bool) -> None:
-    """Say what became of the series; exit code 4 if one was set aside."""
+def _end(worker: Worker, as_json: bool, quiet: bool) -> None:
+    """Say what became of the series; exit code 4 if one was set aside, or waits in vain."""
+    queue = worker.queue
     found = queue.all()
     aside = [series for series in found if series.state == "aside"]
+    waiting = [series for series in found if worker.waits_in_vain(series)]
     sent = sum(series.state == "sent" for series in found)
     lines = [f"{sent} series segmented, results sent; {len(aside)} set aside."]
     lines += [f"series {s.number}: {s.code}, {queue.place(s.number)}" for s in aside]
+    lines += [
+        f"series {s.number}: {s.code} (attempts: {s.attempts}); start again with --folder"
+        f" {queue.folder} to go on"
+        for s in waiting
+    ]
     result = {
         "sent": sent,
         "aside": [
             {"number": s.number, "code": s.code, "folder": str(queue.place(s.number))}
             for s in aside
         ],
+        "waiting": [{"number": s.number, "code": s.code} for s in waiting],
     }
     print_result(result, "\n".join(lines), as_json, quiet)
-    if aside:
+    if aside or waiting:
         raise typer.Exit(4)

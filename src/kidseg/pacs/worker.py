@@ -10,7 +10,7 @@ from pathlib import Path
 from kidseg.errors import InputError, KidsegError, ModelError, ResourceError, converted
 from kidseg.model_file import find_model
 from kidseg.pacs.result_objects import make_results
-from kidseg.pacs.series_queue import Series, SeriesQueue
+from kidseg.pacs.series_queue import OPEN, Series, SeriesQueue
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.served_model import check_served
 
@@ -76,6 +76,25 @@ class Worker:
     log: AuditLog
     say: Callable[[str], None]
     is_wanted: Callable[[], bool] = lambda: True
+
+    def stop_waiting(self) -> None:
+        """Do at once what waits for archive or disk: they may have been mended since."""
+        for series in self.queue.all():
+            if series.state in OPEN and series.code in _WAITED:
+                self.queue.advance(series.number, series.state)
+
+    def waits_in_vain(self, series: Series) -> bool:
+        """Has its step been tried `attempts` times, and the archive or the disk was not there?"""
+        waits = series.state in OPEN and series.code in _WAITED
+        return waits and series.attempts >= self.attempts
+
+    @property
+    def is_busy(self) -> bool:
+        """Has any series a next step that does not wait in vain?"""
+        return any(
+            series.state in (*OPEN, "arriving") and not self.waits_in_vain(series)
+            for series in self.queue.all()
+        )
 
     def step(self) -> bool:
         """Do the next step of a series; False if none is due.

@@ -62,10 +62,16 @@ def configured(service: Service) -> uvicorn.Config:
 
 
 def _prompt_http(headers_s: float) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP by h11, which limits the size of headers; here also their time."""
+    """uvicorn's HTTP by h11, which limits the size of headers; here also their time.
+
+    What a client still sends of a request that was answered before its end, such as an upload that
+    was refused, is read and discarded for as long: many clients send all before they look at the
+    answer, which would be lost if the connection ended at once.
+    """
 
     class PromptHttp(H11Protocol):
         _late: asyncio.TimerHandle | None = None
+        _awaited = ""
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -80,11 +86,20 @@ def _prompt_http(headers_s: float) -> type[asyncio.Protocol]:
             self._unlimit()
 
         def _limit(self) -> None:
-            """Headers have been awaited since the first call of a request."""
-            if self.conn.their_state is not h11.IDLE:
+            """The time counts from the first call in which headers, or a rest, are awaited."""
+            awaited = self._what_is_awaited()
+            if awaited != self._awaited:
                 self._unlimit()
-            elif self._late is None:
+                self._awaited = awaited
+            if awaited and self._late is None:
                 self._late = self.loop.call_later(headers_s, self._end)
+
+        def _what_is_awaited(self) -> str:
+            """Headers, or the rest of a request that was answered; "": what has other limits."""
+            if self.conn.their_state is h11.IDLE:
+                return "headers"
+            is_answered = self.conn.our_state in (h11.DONE, h11.MUST_CLOSE)
+            return "rest" if is_answered and self.conn.their_state is h11.SEND_BODY else ""
 
         def _unlimit(self) -> None:
             if self._late is not None:
@@ -93,7 +108,8 @@ def _prompt_http(headers_s: float) -> type[asyncio.Protocol]:
 
         def _end(self) -> None:
             begun, _ = self.conn.trailing_data
-            if begun:  # browsers keep connections in reserve, and would show an answer to nothing
+            # Browsers keep connections in reserve, and would show an answer to nothing.
+            if begun and self._awaited == "headers":
                 self.transport.write(_TOO_LATE)
             self.transport.close()
 

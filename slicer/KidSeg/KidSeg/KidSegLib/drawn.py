@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vtk.util.numpy_support import vtk_to_numpy
 
 from .problems import KidSegError
+from .segmentations import is_result
 from .volumes import ScanGrid, as_array, as_matrix, transform_of
 
 __all__ = ["drawn_on", "hidden_segments", "write_drawn"]
@@ -32,10 +33,19 @@ def drawn_on(node: Any, grid: ScanGrid) -> Any:
         A vtkSegmentation in one layer, where the scan is shown. It is in no scene.
 
     Raises:
-        KidSegError: "nothing-drawn"; "no-labelmap": a segment is a surface only;
-            "overlapping-segments"; "other-grid": it is drawn on other voxels; "not-linear".
+        KidSegError: "result-not-drawn": kidseg made it; "nothing-drawn"; "no-labelmap": a segment
+            is a surface only; "overlapping-segments"; "other-grid": it is drawn on other voxels;
+            "not-linear".
     """
     name = node.GetName()
+    if is_result(node):
+        raise KidSegError(
+            f"'{name}' is a result of kidseg: each of its slices would count as drawn, corrected or"
+            " not",
+            "Choose the segmentation in which you drew. To draw on what kidseg found, copy single"
+            " slices into a new segmentation (module Segment Editor).",
+            code="result-not-drawn",
+        )
     found = slicer.vtkSegmentation()
     found.DeepCopy(node.GetSegmentation())
     segments = [found.GetNthSegment(k) for k in range(found.GetNumberOfSegments())]

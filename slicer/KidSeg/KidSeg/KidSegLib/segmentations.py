@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from .problems import KidSegError
 from .volumes import ScanGrid, as_array, as_matrix
 
-__all__ = ["USE", "fill_segmentation", "place_beside", "read_segmentation"]
+__all__ = ["USE", "fill_segmentation", "is_result", "place_beside", "read_segmentation"]
 
 USE = "For research use only. Not a medical device."
+_MODEL = "KidSeg.ModelSHA256"
+"""Attribute of a node with a result of kidseg; it is kept with the scene."""
+
 _FAR_MM = 1e-3
 _OPACITY = 0.4
 
@@ -92,10 +95,15 @@ def fill_segmentation(
         display.SetOpacity2DFill(_OPACITY)
         display.SetVisibility3D(True)
         node.SetDescription(f"{USE} {_origin(record)}")
-        node.SetAttribute("KidSeg.ModelSHA256", str((record.get("model") or {}).get("sha256", "")))
+        node.SetAttribute(_MODEL, str((record.get("model") or {}).get("sha256", "")))
     finally:
         node.EndModify(changes)
     return node
+
+
+def is_result(node: Any) -> bool:
+    """Is it a segmentation that kidseg made, corrected or not?"""
+    return node.GetAttribute(_MODEL) is not None
 
 
 def place_beside(node: Any, volume: Any) -> None:

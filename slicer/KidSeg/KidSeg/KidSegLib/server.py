@@ -10,8 +10,9 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
@@ -235,10 +236,33 @@ class Server:
             raise _offline(self.address, error) from error
 
     def _opener(self) -> urllib.request.OpenerDirector:
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirect(), _Http(), _Https()]
         if _is_here(urlsplit(self.address).hostname or ""):
             handlers.append(urllib.request.ProxyHandler({}))
         return urllib.request.build_opener(*handlers)
+
+
+class _HearsRefusal(HTTPConnection):
+    """Looks at the answer although the server ended the connection before it had the whole scan."""
+
+    def endheaders(self, *body: Any, **how: Any) -> None:
+        """Send headers and body; as much of it as the server takes."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            super().endheaders(*body, **how)
+
+
+class _HearsRefusalTls(_HearsRefusal, HTTPSConnection):
+    """The same by TLS."""
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_HearsRefusal, request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_HearsRefusalTls, request)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
