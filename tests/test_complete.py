@@ -19,6 +19,7 @@ from kidseg.geometry import Volume
 from kidseg.io import ReadOptions, read
 from kidseg.io.slicer_seg import write_slicer_segmentation
 from kidseg.labels import LabelSchema
+from kidseg.members import ensemble
 from kidseg.train import Setup, train
 from trained import tiny, tiny_pose
 
@@ -183,6 +184,27 @@ def test_an_ensemble_is_trained_network_by_network(trained: Path, tmp_path: Path
         "training network 2 of 2": None,
     }
     assert entry["ensemble"]["members"] == ["plain", "plain"]
+
+
+def test_only_members_that_count_in_the_scan_are_trained(trained: Path, tmp_path: Path) -> None:
+    drawn = draw(trained / "data", tmp_path / "drawn.nii.gz", [2, 5])
+    slabs, stacks = (tmp_path / f"{name}.safetensors" for name in ("slabs", "stacks"))
+    ensemble([trained / "run"], slabs, only_in="slabs")
+    ensemble([trained / "run"], stacks, only_in="stacks")
+    said: list[str] = []
+    entry = complete(
+        scan_of(trained / "data"),
+        drawn,
+        tmp_path / "out",
+        model=[slabs, stacks],
+        steps=1,
+        progress=lambda what, done, total, line: said.append(what),
+    )
+    assert set(said) == {"training"} and "ensemble" not in entry
+    alone = complete(
+        scan_of(trained / "data"), drawn, tmp_path / "alone", model=trained / "run", steps=1
+    )
+    assert entry["volumes_ml"] == alone["volumes_ml"]
 
 
 BAD = {

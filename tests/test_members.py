@@ -356,3 +356,88 @@ def test_on_the_command_line(
     assert (tmp_path / "o" / "s_steps.png").is_file()
     (kept,) = segment([scan], out, tmp_path / "o", device="cpu", resume=True)
     assert kept == entry and KIDNEY_TUMOUR.regions.keys() == entry["volumes_ml"].keys()
+
+
+def test_a_member_may_count_in_single_slices_or_in_whole_scans_only(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The labels are those of an ensemble of the members that count, to the voxel."""
+    plain, other, posed = (folder / name for name in ("plain0", "plain1", "posed"))
+    of_slabs, of_stacks = tmp_path / "slabs.safetensors", tmp_path / "stacks.safetensors"
+    ensemble([posed], of_stacks, only_in="stacks")
+    ensemble([other], of_slabs, only_in="slabs")
+    joint, joint_slabs, joint_stacks = (tmp_path / f"{name}.safetensors" for name in "abc")
+    made = ensemble([of_stacks, plain, of_slabs], joint)
+    assert made["members"] == ["homogenized (stacks only)", "plain", "plain (slabs only)"]
+    ensemble([plain, other], joint_slabs)
+    ensemble([posed, plain], joint_stacks)
+    predictor = load_predictor(joint, "cpu")
+    stack = make_ellipse_patient(3).image
+    limit_mm = predictor.method.config.postprocess.stack_mm
+    assert stack.grid.shape[0] * float(stack.grid.spacing_mm[0]) >= limit_mm
+    for scan, same, members in (
+        (stack, joint_stacks, ["homogenized", "plain"]),
+        (stack.slices(4, 5), joint_slabs, ["plain", "plain"]),
+    ):
+        result, expected = predictor(scan), load_predictor(same, "cpu")(scan)
+        assert torch.equal(result.labels.data, expected.labels.data)
+        assert (result.labels.data > 0).any()
+        assert result.facts["ensemble"] == {"members": members, "shown": 0, "left_out": 1}
+        assert result.facts["grids"] == expected.facts["grids"]
+        assert result.facts["review"] == expected.facts["review"]
+    one, three = tmp_path / "one.safetensors", tmp_path / "three.safetensors"
+    ensemble([joint], one, member=2)
+    assert load_predictor(one, "cpu")(stack).labels.grid.same_as(stack.grid), "alone it counts"
+    ensemble([joint], three, half=True)
+    assert [m.header.get("only_in") for m in members_of(load_model(three))] == [
+        "stacks",
+        None,
+        "slabs",
+    ]
+
+
+def test_the_members_that_count_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By info of each, by segment of those that counted in any scan."""
+
+    def call(*words: object) -> str:
+        assert call_cli(*words) == 0
+        return capsys.readouterr().out
+
+    slabs, joint, out = (tmp_path / name for name in ("s.safetensors", "j.safetensors", "out"))
+    assert call_cli("ensemble", folder / "plain1", "-o", slabs, "--only-in", "slabs", "-q") == 0
+    ensemble([folder / "posed", slabs, folder / "plain0"], joint)
+    text = call("info", joint)
+    assert "0 homogenized, 1 plain (slabs only), 2 plain" in text
+    scans = [tmp_path / f"{name}.nii.gz" for name in ("stack", "slice")]
+    stack = make_ellipse_patient(3).image
+    for scan, image in zip(scans, (stack, stack.slices(4, 5)), strict=True):
+        save(image, scan)
+    text = " ".join(call("segment", *scans, "-m", joint, "-o", out).split())
+    assert (
+        "the mean of 2 models (homogenized, plain), or of 3 models (homogenized, plain, plain)"
+        in text
+    )
+
+
+def test_every_scan_needs_a_member_that_counts_in_it(folder: Path, tmp_path: Path) -> None:
+    stacks, out = tmp_path / "stacks.safetensors", tmp_path / "out.safetensors"
+    made = ensemble([folder / "plain0"], stacks, only_in="stacks")
+    assert made["members"] == ["plain (stacks only)"]
+    for join in (
+        lambda: ensemble([stacks, stacks], out),
+        lambda: ensemble([folder / "plain0", folder / "plain1"], out, only_in="stacks"),
+        lambda: load_predictor([stacks, stacks], "cpu"),
+    ):
+        with pytest.raises(UsageError, match="no member counts in slabs") as error:
+            join()
+        assert error.value.code == "scans-without-member" and not out.exists()
+    both = ensemble([stacks, folder / "plain1"], out)
+    assert both["members"] == ["plain (stacks only)", "plain"]
+    damaged = tmp_path / "damaged.safetensors"
+    model = load_model(out)
+    headers = [{**header, "only_in": "stacks"} for header in model.header["members"]]
+    save_model(damaged, model.parts, {**model.header, "members": headers})
+    with pytest.raises(ModelError, match="no member counts in slabs"):
+        load_predictor(damaged, "cpu")

@@ -100,7 +100,8 @@ def test_calibrated_weights_are_kept_unless_they_harm_where_nothing_was_learned(
     scores = {"before": 0.0, "after": 1.0}
     monkeypatch.setattr(Learner, "_score", lambda self, name, model, place: scores[name])
     run = trained / "run" / "model.safetensors"
-    ensemble([run, run] if ensembled else [run], tmp_path / "model")
+    ensemble([run], tmp_path / "stacks", only_in="stacks")
+    ensemble([run, tmp_path / "stacks"] if ensembled else [run], tmp_path / "model")
     known = load_model(tmp_path / "model")
     for weights, kept in (({"kidney": 1.0 + 1e-9}, True), ({"background": 1e6}, False)):
         first = tmp_path / f"{kept}.safetensors"
@@ -117,6 +118,8 @@ def test_calibrated_weights_are_kept_unless_they_harm_where_nothing_was_learned(
         assert header["decision"] == (weights if kept else {})
         assert len(held) == 1 and f"case_{held[0]}" not in header["calibration"]["cases"]
         assert "intervals" not in header
+        only_in = [member.get("only_in") for member in header.get("members", ())]
+        assert only_in == ([None, "stacks"] if ensembled else [])
         told, no_intervals = status["calibration"]
         assert f"were {'kept' if kept else 'left out'}" in told and told in status["result"]
         assert "intervals of volumes" in no_intervals and no_intervals in status["result"]

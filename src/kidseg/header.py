@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from kidseg.errors import KidsegWarning, ModelError
 from kidseg.records import SEAL, Record, checked, parsed
@@ -27,7 +27,10 @@ __all__ = [
     "FORMAT",
     "KEY",
     "MEMBERS",
+    "ONLY_IN",
+    "OnlyIn",
     "decision_of",
+    "described_member",
     "described_members",
     "read_header",
     "read_sealed",
@@ -42,6 +45,12 @@ KEY = "kidseg"
 
 MEMBERS = "members"
 """Entry of the header of an ensemble: the headers of its members; see `kidseg.members`."""
+
+ONLY_IN = "only_in"
+"""Entry of the header of a member that counts in some scans only."""
+
+OnlyIn = Literal["slabs", "stacks"]
+"""The scans in which a member counts, if it does not in all; see `kidseg.members`."""
 
 FOREGROUND = "all channels together"
 """What is compared with the background; of a calibration, entry "foreground" of its record."""
@@ -80,9 +89,18 @@ def decision_of(header: Mapping[str, Any], path: object) -> dict[str, float]:
 
 
 def described_members(header: Mapping[str, Any]) -> str:
-    """The members of an ensemble by number and method, "0 plain, 1 plain"; "" for other models."""
+    """The members of an ensemble by number and method; "" for other models.
+
+    Example: "0 plain, 1 homogenized (stacks only)"
+    """
     members = header.get(MEMBERS, ())
-    return ", ".join(f"{k} {member.get('method')}" for k, member in enumerate(members))
+    return ", ".join(f"{k} {described_member(member)}" for k, member in enumerate(members))
+
+
+def described_member(header: Mapping[str, Any]) -> str:
+    """The method of a member, and the scans in which it counts, "homogenized (stacks only)"."""
+    only_in = header.get(ONLY_IN)
+    return f"{header.get('method')}{f' ({only_in} only)' if only_in else ''}"
 
 
 def seal(payload: bytes, key: str) -> bytes:

@@ -2,6 +2,9 @@
 
 The header of an ensemble is that of its first member, with "members": the headers of all. The
 tensors of member 0 are "0.segment.*" and so on. One digest covers everything, as in any model.
+
+A member may count in slabs only, scans that cover less than its `postprocess.stack_mm` along the
+patient, or in all others only, stacks: what is best in a single slice need not be in a whole scan.
 """
 
 from __future__ import annotations
@@ -13,13 +16,13 @@ from typing import Any
 
 from kidseg.checkpoint import HALF, WEIGHTS, Model, by_part, joined, load_model, save_model
 from kidseg.errors import UsageError
-from kidseg.header import MEMBERS
+from kidseg.header import MEMBERS, ONLY_IN, OnlyIn, described_member
 from kidseg.io.atomic import check_writable
 from kidseg.io.content import joint_sha256
 from kidseg.model_file import find_model
 from kidseg.registry import BY_KIDNEY, SLICEWISE
 
-__all__ = ["CALIBRATED", "as_one", "combined", "ensemble", "members_of"]
+__all__ = ["CALIBRATED", "as_one", "combined", "ensemble", "members_of", "uncovered"]
 
 CALIBRATED = ("decision", "intervals")
 """Entries of a header that are chosen for the probabilities of the file as a whole."""
@@ -54,7 +57,7 @@ def combined(models: Sequence[str | Path]) -> Model:
         models: model files or run folders; the members of an ensemble count each.
 
     Raises:
-        UsageError: "members-differ", "members-by-kidney".
+        UsageError: "members-differ", "members-by-kidney", "scans-without-member".
         ModelError: see `find_model` and `load_model`.
     """
     files = [find_model(model) for model in models]
@@ -63,6 +66,7 @@ def combined(models: Sequence[str | Path]) -> Model:
         return loaded[0]
     found = _found(files, loaded)
     _check_alike(found)
+    _check_covered([each.header for _, each in found], files[0])
     one = as_one([each for _, each in found])
     return replace(one, sha256=joint_sha256(model.sha256 for model in loaded))
 
@@ -80,6 +84,19 @@ def as_one(models: Sequence[Model]) -> Model:
     )
 
 
+def uncovered(headers: Sequence[Mapping[str, Any]]) -> OnlyIn | None:
+    """The scans in which no member counts; None if some member counts in each scan.
+
+    A model alone counts in all, whatever its header says.
+    """
+    only_in = {header.get(ONLY_IN) for header in headers}
+    if len(headers) == 1 or None in only_in:
+        return None
+    if "slabs" not in only_in:
+        return "slabs"
+    return None if "stacks" in only_in else "stacks"
+
+
 def ensemble(
     models: Sequence[str | Path],
     out: str | Path,
@@ -90,6 +107,7 @@ def ensemble(
     adapt: str | None = None,
     lone_tumour_ml: float | None = None,
     smooth_mm: float | None = None,
+    only_in: OnlyIn | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write several models into one file; or one, or one member, into a file of its own.
@@ -109,14 +127,18 @@ def ensemble(
         adapt: entry "adapt" of the header; None: that of the first.
         lone_tumour_ml: the setting `postprocess.lone_tumour_ml` of all members; None: as it is.
         smooth_mm: the setting `smooth_mm` of all members; None: each as it is.
+        only_in: the scans in which they count as members of an ensemble; None: as they say, all if
+            they say nothing. A model alone segments every scan.
         overwrite: replace an existing file.
 
     Returns:
-        {"path", "sha256", "members": methods, "megabytes", "left_out": what of the headers}.
+        {"path", "sha256", "members": methods, with "(slabs only)" where it is so, "megabytes",
+        "left_out": what of the headers}.
 
     Raises:
         UsageError: "members-differ"; "members-by-kidney": a method with a region for each kidney;
-            "no-member"; "no-slices": a method that cannot be smoothed; "output-exists".
+            "no-member"; "no-slices": a method that cannot be smoothed; "scans-without-member": none
+            counts in slabs, or in stacks; "output-exists".
         ModelError: see `find_model` and `load_model`.
     """
     out = Path(out)
@@ -133,8 +155,10 @@ def ensemble(
         _check_slicewise(found)
     halves = [model.header.get(WEIGHTS) == HALF for model in loaded]
     half = half or any(halves)
-    is_copy = not settings and (member, adapt) == (None, None) and halves == [half]
-    headers = [_header(_changed(each.header, settings, postprocess, adapt)) for _, each in found]
+    entries = _given({"adapt": adapt, ONLY_IN: only_in})
+    is_copy = not settings and not entries and member is None and halves == [half]
+    headers = [_header(_changed(each.header, settings, postprocess, entries)) for _, each in found]
+    _check_covered(headers, files[0])
     parts = found[0][1].parts
     header = {**loaded[0].header, "config": headers[0]["config"]} if is_copy else headers[0]
     if len(found) > 1:
@@ -149,7 +173,7 @@ def ensemble(
     return {
         "path": str(out),
         "sha256": sha256,
-        "members": [header["method"] for header in headers],
+        "members": [described_member(header) for header in headers],
         "megabytes": round(out.stat().st_size / 1e6, 2),
         "left_out": [name for name in known if name not in header],
     }
@@ -204,6 +228,18 @@ def _check_alike(found: Sequence[tuple[Path, Model]]) -> None:
                 )
 
 
+def _check_covered(headers: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Check that some member counts in each scan; raises UsageError "scans-without-member"."""
+    if (scans := uncovered(headers)) is not None:
+        raise UsageError(
+            f"no member counts in {scans}, so that such scans could not be segmented",
+            path=path,
+            code="scans-without-member",
+            next_step="Add a model that counts in them: one without --only-in, or with"
+            f" --only-in {scans}.",
+        )
+
+
 def _check_slicewise(found: Sequence[tuple[Path, Model]]) -> None:
     """Check that all members segment slice by slice; raises UsageError "no-slices"."""
     for path, member in found:
@@ -225,13 +261,13 @@ def _changed(
     header: Mapping[str, Any],
     settings: Mapping[str, Any],
     postprocess: Mapping[str, Any],
-    adapt: str | None,
+    entries: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The header of a member with other settings."""
     config = {**header["config"], **settings}
     if postprocess:
         config["postprocess"] = {**config["postprocess"], **postprocess}
-    return {**header, "config": config, **_given({"adapt": adapt})}
+    return {**header, "config": config, **entries}
 
 
 def _header(header: Mapping[str, Any]) -> dict[str, Any]:

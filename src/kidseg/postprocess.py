@@ -138,7 +138,7 @@ def lone_tumours(
     """
     kidney, mass = schema.ids_of("kidney"), schema.ids_of("tumour", "cyst")
     distinguished = all(set(ids) & set(target.writes) for ids in (kidney, mass))
-    if not distinguished or _is_slab(config, scan):
+    if not distinguished or is_slab(config, scan):
         return LoneTumours()
     below_ml = config.lone_tumour_ml * _share_of_adult(config, body_radius_mm)
     return LoneTumours(
@@ -160,7 +160,7 @@ def least_kidney_ml(config: PostprocessConfig, body_radius_mm: float | None, sca
         body_radius_mm: see `min_volume_ml`.
         scan: volumetric grid.
     """
-    if _is_slab(config, scan):
+    if is_slab(config, scan):
         return 0.0
     return _KIDNEY_SHARE * _KIDNEY_ML * _share_of_adult(config, body_radius_mm)
 
@@ -337,8 +337,8 @@ def _among(values: np.ndarray, members: Sequence[int]) -> np.ndarray:
     return np.asarray(table[values])
 
 
-def _is_slab(config: PostprocessConfig, scan: Grid) -> bool:
-    """Whether a scan is too thin to show a kidney."""
+def is_slab(config: PostprocessConfig, scan: Grid) -> bool:
+    """Whether a scan is too thin to show a kidney: it covers less than `config.stack_mm`."""
     covered_mm = round(scan.shape[0] * float(scan.spacing_mm[0]), 3)  # micrometres are rounding
     return covered_mm < config.stack_mm
 

@@ -13,6 +13,7 @@ from kidseg.cli.options import Adapt, AsJson, Cases, Device, Overwrite, Quiet, S
 from kidseg.cli.progress import show_progress
 from kidseg.cli.terminal import print_result
 from kidseg.errors import Finding, UsageError
+from kidseg.header import OnlyIn
 from kidseg.table import text_table, wrapped
 
 __all__ = ["calibrate", "ensemble", "export_onnx", "import_nnunet"]
@@ -117,6 +118,13 @@ def ensemble(
         float | None,
         option(min=0, help="Set smooth_mm, across slices; by default as the models say."),
     ] = None,
+    only_in: Annotated[
+        OnlyIn | None,
+        option(
+            help="As members they count in these scans only: slabs (single slices; less than"
+            " stack_mm along the patient) or stacks (all others); by default as the models say."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -139,6 +147,7 @@ def ensemble(
         adapt=adapt,
         lone_tumour_ml=lone_tumour_ml,
         smooth_mm=smooth_mm,
+        only_in=only_in,
         overwrite=overwrite,
     )
     print_result(made, ensemble_text(made), as_json, quiet)

@@ -274,11 +274,12 @@ def _adapted(done: Sequence[Entry]) -> list[str]:
 def _averaged(done: Sequence[Entry]) -> list[str]:
     """That an ensemble segmented, and what is told of its first member only."""
     known = [entry["ensemble"]["members"] for entry in done if "ensemble" in entry]
-    if not known:
+    means = dict.fromkeys(f"{len(members)} models ({', '.join(members)})" for members in known)
+    if not means:
         return []
     return wrapped(
-        f"Probabilities are the mean of {len(known[0])} models ({', '.join(known[0])}); grids,"
-        " figures and the training range are those of the first."
+        f"Probabilities are the mean of {', or of '.join(means)}; grids, figures and the training"
+        " range are those of the first."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
+from itertools import compress, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +17,7 @@ from kidseg.complete.drawing import Drawing, as_training_labels
 from kidseg.config import METHODS, load
 from kidseg.device import as_fast, choose_device, tune_allocator
 from kidseg.errors import UsageError
+from kidseg.header import ONLY_IN
 from kidseg.labels import LabelSchema
 from kidseg.meaning import RENAL
 from kidseg.members import CALIBRATED, as_one, combined, members_of
@@ -79,7 +80,8 @@ def tuned(
 ) -> Predictor:
     """A predictor whose networks were trained further on the drawn slices, which it keeps.
 
-    Only networks that segment are trained; those that find pose and region stay. Nothing is kept
+    Only members that count in the scan are trained, and of these only networks that segment; those
+    that find pose and region stay. Nothing is kept
     out to select weights by: the moving average of the last is used.
 
     Args:
@@ -98,6 +100,8 @@ def tuned(
     epochs = min(_EPOCHS, steps)
     of_epoch = -(-steps // epochs)
     trained = []
+    if predictor.only_in:
+        members = list(compress(members, predictor.counting(drawing.scan.grid)))
     for number, member in enumerate(members):
         with damaged_if_invalid(predictor.path):
             method = _method(member, epochs, of_epoch, device, predictor.path)
@@ -196,7 +200,7 @@ def _train(
 
 
 def _as_model(member: Model, method: Method) -> Model:
-    """A trained method as a model, without what was calibrated for other weights."""
-    header = {k: v for k, v in member.header.items() if k not in (*CALIBRATED, "sha256")}
+    """A trained method as a model of one scan, without what was calibrated for other weights."""
+    header = {k: v for k, v in member.header.items() if k not in (*CALIBRATED, ONLY_IN, "sha256")}
     parts = {name: net.state_dict() for name, net in method.parts.items()}
     return Model(header=header, parts=parts, sha256="")

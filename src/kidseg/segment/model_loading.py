@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kidseg.header import decision_of
+from kidseg.header import ONLY_IN, decision_of
 from kidseg.labels import LabelSchema
-from kidseg.members import combined, members_of
+from kidseg.members import combined, members_of, uncovered
 from kidseg.methods import Method
 from kidseg.methods.nnunet_networks import NnUnet
 from kidseg.model_file import find_model
@@ -48,12 +48,13 @@ def load_predictor(
         decision = decision_of(file.header, path)
         intervals = Calibrated.from_header(file.header)
         members = members_of(file)
-        method, *others = _merged(
-            [
-                load_method(each.header, each.parts, path, device, wanted, decision)
-                for each in members
-            ]
-        )
+        if (scans := uncovered([each.header for each in members])) is not None:
+            raise ValueError(f"no member counts in {scans}")
+        only_in = tuple(each.header.get(ONLY_IN) for each in members)
+        methods = [
+            load_method(each.header, each.parts, path, device, wanted, decision) for each in members
+        ]
+        method, *others = methods if any(only_in) else _merged(methods)
         if any(other.target != method.target for other in others):
             raise ValueError("its members have different outputs")
     return Predictor(
@@ -67,6 +68,7 @@ def load_predictor(
         decision=decision,
         decided_for=usual if decision else None,
         others=tuple(others),
+        only_in=only_in if others and any(only_in) else (),
         members=tuple(str(each.header["method"]) for each in members),
         paths=paths,
         intervals=intervals,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kidseg.cohort.subject import Material, Subject, prepare
 from kidseg.cohort.training_range import Placement, renal_numbers, values_of
 from kidseg.errors import Finding
 from kidseg.geometry import Grid, Volume
+from kidseg.header import OnlyIn
 from kidseg.intensity import Normalisation
 from kidseg.labels import LabelSchema, Target
 from kidseg.meaning import RENAL
@@ -31,7 +33,7 @@ from kidseg.pipeline import (
     share_of,
 )
 from kidseg.pipeline.windows import Window
-from kidseg.postprocess import least_kidney_ml
+from kidseg.postprocess import is_slab, least_kidney_ml
 from kidseg.segment.adaptation import PRIOR_SLICES, Adapt, Adaptation, adapted_facts, unadapted
 from kidseg.segment.clock import Clock
 from kidseg.segment.decision import weighted
@@ -71,6 +73,8 @@ class Predictor:
         decided_for: what was adapted to the scans on which the decision was calibrated; None: it
             was not calibrated.
         others: the other members of an ensemble; the probabilities of all are averaged.
+        only_in: of each member, the scans in which it counts: "slabs", "stacks", None for all; see
+            `kidseg.members`. Empty: all count in all.
         members: methods of all models in the file. Fewer methods than members: some are merged,
             see `NnUnet.merged`.
         intervals: calibration of the intervals of volumes; None if the file has none.
@@ -89,6 +93,7 @@ class Predictor:
     decision: Mapping[str, float] = field(default_factory=dict)
     decided_for: Adapt | None = None
     others: tuple[Method, ...] = ()
+    only_in: tuple[OnlyIn | None, ...] = ()
     members: tuple[str, ...] = ()
     paths: tuple[Path, ...] = ()
     intervals: Calibrated | None = None
@@ -110,27 +115,28 @@ class Predictor:
         per_slice = None if subject.body is None else subject.body.per_slice
         middle = midline_of(subject.image.grid, per_slice, labels, self.schema)
         sides = measure_sides(labels, self.schema, middle, name)
-        least_ml = least_kidney_ml(self.method.config.postprocess, _radius_mm(subject), scan.grid)
+        method = found.methods[0]
+        least_ml = least_kidney_ml(method.config.postprocess, _radius_mm(subject), scan.grid)
         clock.lap("measure")
         found_in = subject.with_labels(labels)
-        placement = self.method.report(found_in, progress)
-        renal = renal_numbers(self.schema, self.method.target)
+        placement = method.report(found_in, progress)
+        renal = renal_numbers(self.schema, method.target)
         figures = {**placement.figures, **values_of(subject, labels, renal)}
         suitability = judge(figures, self.training_range, name)
-        material = self.method.material(self.method.config, self.method.plan)
+        material = method.material(method.config, method.plan)
         unit_mm = material.pixel_mm or float(scan.grid.spacing_mm[2])
         facts = {
             "grids": grids_facts(progress, subject, unit_mm),
             "adapted": adapted_facts(self.adapt, found.adaptations),
             "decision": self.decision,
             **({} if self.drawn is None else {"completed": dict(self.drawn.facts)}),
-            **self._ensemble_facts(),
+            **self._ensemble_facts(found),
             "overlap": overlap_facts(placement, found_in),
             "training_range": rounded(suitability.facts),
             "notes": notes_facts(progress),
             "removed": decided.removed_facts(),
-            "volumes_ml": volumes_of(labels, self.schema, self.method.target),
-            "sides": sides_facts(sides, middle, self.schema, self.method.target),
+            "volumes_ml": volumes_of(labels, self.schema, method.target),
+            "sides": sides_facts(sides, middle, self.schema, method.target),
             "review": review.facts(self.calibrated_intervals),
         }
         return Segmentation(
@@ -147,7 +153,7 @@ class Predictor:
             ),
             seconds=clock.seconds,
             progress=progress,
-            channels=self.method.plan.channels,
+            channels=method.plan.channels,
             placement=placement,
             review=review,
             midline=middle,
@@ -164,31 +170,45 @@ class Predictor:
         regions = found.progress.found
         return (regions[0].target if regions else None) or self.method.target
 
-    def _ensemble_facts(self) -> dict[str, Any]:
-        """The members of an ensemble, and whose grids, figure and training range are told."""
-        facts = {"members": list(self.members), "shown": 0}
-        return {"ensemble": facts} if len(self.members) > 1 else {}
+    def _ensemble_facts(self, found: Found) -> dict[str, Any]:
+        """The members that count in a scan, and whose grids, figure and training range are told."""
+        if len(self.members) == 1:
+            return {}
+        counted = [each.name for each in found.methods] if self.only_in else list(self.members)
+        left_out = len(self.members) - len(counted)
+        facts = {"members": counted, "shown": 0, **({"left_out": left_out} if left_out else {})}
+        return {"ensemble": facts}
 
     @torch.no_grad()
     def find(self, scan: Volume, name: str = "scan", clock: Clock | None = None) -> Found:
         """Prepare a scan and run the steps, without deciding labels; errors as for a call."""
         clock = clock or Clock()
         self.on_progress("segment", 0.0)
-        required, *others = _required((self.method, *self.others))
+        methods = tuple(compress((self.method, *self.others), self.counting(scan.grid)))
+        required, *others = _required(methods)
         subject = self._prepared(scan, required, name)
         clock.lap("prepare")
-        first = self._advanced(0, subject, clock)
+        first = self._advanced(methods, 0, subject, clock)
         regions, known = list(first.regions), {required: subject}
         adaptations = list(first.adaptations)
         for number, needs in enumerate(others, start=1):
             if needs not in known:
                 known[needs] = self._prepared(scan, needs, name)
-            other = self._advanced(number, known[needs], Clock())
+            other = self._advanced(methods, number, known[needs], Clock())
             regions += other.regions
             adaptations += other.adaptations
-        if self.others:
+        if others:
             clock.lap("other members")
         return replace(first, regions=tuple(regions), adaptations=tuple(adaptations))
+
+    def counting(self, scan: Grid) -> list[bool]:
+        """Of each member, whether it counts in a scan of this grid."""
+        methods = (self.method, *self.others)
+        slabs = [is_slab(method.config.postprocess, scan) for method in methods]
+        return [
+            only_in in (None, "slabs" if slab else "stacks")
+            for only_in, slab in zip(self.only_in or [None] * len(methods), slabs, strict=True)
+        ]
 
     def _prepared(
         self, scan: Volume, needs: tuple[Material, tuple[Normalisation, ...]], name: str
@@ -196,9 +216,10 @@ class Predictor:
         subject = prepare(scan, *needs, name=name)
         return replace(subject, renal=self.schema.ids_of(*RENAL))
 
-    def _advanced(self, number: int, subject: Subject, clock: Clock) -> Found:
+    def _advanced(
+        self, methods: tuple[Method, ...], number: int, subject: Subject, clock: Clock
+    ) -> Found:
         """Run the steps of a member on a prepared scan."""
-        methods = (self.method, *self.others)
         method, share = methods[number], 1 / len(methods)
         steps = method.steps(subject)
         adaptation = Adaptation.of(method, steps, subject, self.prior_slices)
@@ -206,6 +227,7 @@ class Predictor:
         progress = advance(subject.image, adaptation.steps(steps), on_progress)
         clock.add(progress.seconds)
         return Found(
+            methods=methods,
             subject=subject,
             progress=progress,
             adaptations=(adaptation,),
@@ -273,7 +295,7 @@ class Predictor:
     def _postprocessed(self, found: Found, labels: Volume) -> Decided:
         return postprocessed(
             labels if self.drawn is None else self.drawn.over(labels),
-            self.method.config.postprocess,
+            found.methods[0].config.postprocess,
             self.schema,
             self.target_of(found),
             _radius_mm(found.subject),
@@ -287,6 +309,7 @@ class Found:
     """The probabilities found in a scan.
 
     Attributes:
+        methods: that found them: the members that count in the scan.
         subject: the prepared scan.
         progress: the regions of each step and their probabilities.
         adaptations: of each member of an ensemble to the scan.
@@ -294,6 +317,7 @@ class Found:
             are of the first.
     """
 
+    methods: tuple[Method, ...]
     subject: Subject
     progress: Progress
     adaptations: tuple[Adaptation, ...]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.errors import Finding, KidsegError
-from kidseg.header import MEMBERS, decision_of, read_header
+from kidseg.header import MEMBERS, ONLY_IN, decision_of, read_header
 from kidseg.io.content import sha256_of
 from kidseg.labels import LabelSchema
 from kidseg.model_file import MODEL_FILE
@@ -242,6 +242,11 @@ class Learner:
             one = self._train_one(start, member, slices, tune, place / f"run-{k}", place)
             if isinstance(one, Finding):
                 return one
+            if only_in := member.get(ONLY_IN):
+                one, run = place / f"member-{k}.safetensors", one
+                counting = ["ensemble", str(run), "-o", str(one), "--only-in", only_in]
+                if (failed := self._command(counting, place)) is not None:
+                    return failed
             trained.append(one)
         joint = place / "joint.safetensors"
         failed = self._command(["ensemble", *map(str, trained), "-o", str(joint)], place)
