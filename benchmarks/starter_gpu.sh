@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The ninth version of the starter, trained on a GPU: one cohort of every kind of digital patient that the versions before it were trained on
-# one after the other, and both members trained on it side by side; and the tenth. docs/starter_protocol.md says why.
+# one after the other, and both members trained on it side by side; the tenth; and the twelfth, which is shipped. docs/starter_protocol.md says why.
 #
 #   JOBS=16 BUDGET_S=700 benchmarks/starter_gpu.sh OUT
 #
-# OUT: the result of starter.sh, where this goes on. OUT/{ninth,tenth}/starter.safetensors are the results, without model cards
+# OUT: the result of starter.sh, where this goes on. OUT/{ninth,tenth,twelfth}/starter.safetensors are the results, without model cards
 # (benchmarks/starter_card.py). BUDGET_S: seconds of each training. PARTS: seeds of 80 patients each.
 set -euo pipefail
 here=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
@@ -45,8 +45,18 @@ fi
 
 # The tenth version: the ninth's homogenized member beside the fifth's plain one. benchmarks/starter_ninth_homogenized.safetensors is this member
 # as it was trained, in half precision, because a GPU gives other bits elsewhere.
-if [[ -e tenth/starter.safetensors ]]; then exit; fi
-mkdir -p tenth
-$kidseg ensemble smooth/starter.safetensors --member 1 -o tenth/plain.safetensors --overwrite
-$kidseg ensemble ninth/run-homogenized tenth/plain.safetensors -o tenth/ensemble.safetensors --half --flip --smooth-mm 3 --lone-tumour-ml 0 --overwrite
-decide tenth 10 --weights-of smooth/starter.safetensors
+if [[ ! -e tenth/starter.safetensors ]]; then
+  mkdir -p tenth
+  $kidseg ensemble smooth/starter.safetensors --member 1 -o tenth/plain.safetensors --overwrite
+  $kidseg ensemble ninth/run-homogenized tenth/plain.safetensors -o tenth/ensemble.safetensors --half --flip --smooth-mm 3 --lone-tumour-ml 0 --overwrite
+  decide tenth 10 --weights-of smooth/starter.safetensors
+fi
+
+# The twelfth version, which is shipped: in slabs the two members of the fifth, in all other scans those of the tenth.
+if [[ -e twelfth/starter.safetensors ]]; then exit; fi
+mkdir -p twelfth
+$kidseg ensemble ninth/run-homogenized -o twelfth/stacks.safetensors --half --only-in stacks --overwrite
+$kidseg ensemble smooth/starter.safetensors --member 0 -o twelfth/slabs.safetensors --only-in slabs --overwrite
+$kidseg ensemble twelfth/stacks.safetensors twelfth/slabs.safetensors tenth/plain.safetensors -o twelfth/ensemble.safetensors \
+  --half --flip --smooth-mm 3 --lone-tumour-ml 0 --overwrite
+decide twelfth 10 --weights-of smooth/starter.safetensors

@@ -65,9 +65,10 @@ def test_the_starter_is_made_by_one_command(tmp_path: Path) -> None:
         ("lean", 0),
         ("ninth", 0),
         ("tenth", 0),
+        ("twelfth", 0),
     ):
         header = read_header(out / name / "starter.safetensors")
-        assert len(header["members"]) == 2 and header["intervals"]
+        assert len(header["members"]) == (3 if name == "twelfth" else 2) and header["intervals"]
         assert len(header["calibration"]["cases"]) == 20
         assert header["config"]["reach"] == reach
     for script in ("starter.sh", "starter_neighbours.sh", "starter_gpu.sh"):
