@@ -195,6 +195,10 @@ def test_small_pieces_that_were_removed_are_said_and_can_be_looked_at() -> None:
     )
     places = page.content["places"]
     assert [places[f"removed-{k}"] for k in range(3)] == [each["centre_mm"] for each in pieces]
+    assert (
+        "Look there: 20.0 ml, no kidney: R 1.0, A 2.0, S 3.0 mm"
+        " 2.7 ml: L 44.5, A 17.7, S 46.2 mm 0.2 ml: " in page.words
+    )
     assert "pieces" not in Page(page_of(make_content())).words, "none, or not known"
 
 

@@ -18,6 +18,7 @@ from kidseg.report.annotation import CT_WINDOW
 from kidseg.report.planes import draw_planes, middle_of
 from kidseg.report.templates import data_uri, filled
 from kidseg.report.viewing import HU_STEP, Viewed, view
+from kidseg.table import place_text
 
 __all__ = ["Content", "view_note", "write_report"]
 
@@ -110,9 +111,8 @@ def write_report(content: Content, file: BinaryIO) -> dict[str, Any]:
             for axis, name in enumerate(("axial", "coronal", "sagittal"))
         ],
         places=[
-            {"key": key, "text": "{:.0f}, {:.0f}, {:.0f} mm".format(*mm)}
-            for key, mm in places.items()
-            if key.startswith("removed-")
+            {"key": f"removed-{k}", "text": _piece_text(piece)}
+            for k, piece in enumerate(_pieces(content.record))
         ],
         view_note=view_note(viewed),
         data=_data(viewed, content.schema, places, windows[0][1:], content.is_ct),
@@ -158,10 +158,7 @@ def _places(
     for label in content.schema.labels:
         if (inside := values == label.id).any():
             found[f"label-{label.id}"] = _mm(grid, middle_of(inside))
-    removed = content.record.get("removed") or {}
-    pieces = sorted(removed.get("pieces", ()), key=lambda piece: -piece["volume_ml"])
-    pieces.sort(key=lambda piece: piece.get("reason") != "no-kidney")
-    for k, piece in enumerate(pieces[:_MOST_PIECES]):
+    for k, piece in enumerate(_pieces(content.record)):
         found[f"removed-{k}"] = [round(float(v), 2) for v in piece["centre_mm"]]
     centres = grid.mm(
         torch.tensor(
@@ -177,6 +174,20 @@ def _places(
         at = middle_of(inside[None])[1:] if inside.any() else start[1:]
         found[f"review-{k}"] = _mm(grid, (nearest, *at))
     return found
+
+
+def _pieces(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The removed pieces that can be looked at, tumours without a kidney first, largest first."""
+    removed = record.get("removed") or {}
+    pieces = sorted(removed.get("pieces", ()), key=lambda piece: -piece["volume_ml"])
+    pieces.sort(key=lambda piece: piece.get("reason") != "no-kidney")
+    return pieces[:_MOST_PIECES]
+
+
+def _piece_text(piece: Mapping[str, Any]) -> str:
+    """How large a removed piece is, and where: "20.3 ml, no kidney: L 44.5, A 17.7, S 4.0 mm"."""
+    alone = ", no kidney" if piece.get("reason") == "no-kidney" else ""
+    return f"{piece['volume_ml']:.1f} ml{alone}: {place_text(piece['centre_mm'])}"
 
 
 def _main(labels: Volume, schema: LabelSchema) -> np.ndarray:
