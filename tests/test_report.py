@@ -202,6 +202,17 @@ def test_small_pieces_that_were_removed_are_said_and_can_be_looked_at() -> None:
     assert "pieces" not in Page(page_of(make_content())).words, "none, or not known"
 
 
+def test_it_is_said_that_completed_labels_are_of_a_model_trained_further() -> None:
+    model = {**RECORD.get("model", {}), "name": "starter", "use": "for tests"}
+    said = "The labels are those of the starter model, for tests"
+    page = Page(page_of(make_content(record={**RECORD, "model": model})))
+    assert f"{said}." in page.words
+    start = {"sha256": "0" * 64}
+    completed = {"slices": 2, "of": 9, "sha256": "1" * 64, "steps": 40, "start": start}
+    page = Page(page_of(make_content(record={**RECORD, "model": model, "completed": completed})))
+    assert f"{said}, trained further on the 2 drawn slices." in page.words
+
+
 def test_every_button_of_a_place_has_a_place(page: Page) -> None:
     keys = {a["data-place"] for _, a in page.elements if "data-place" in a}
     assert keys == set(page.content["places"]) - {"start"}

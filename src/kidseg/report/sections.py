@@ -60,7 +60,10 @@ def warnings(record: Record, measured: Record) -> list[str]:
         found.append(text.replace(f"{folder}/", "") if len(folder) > 1 else text)
     model = record.get("model", {})
     if "use" in model:
-        found.append(f"The labels are those of the {model['name']} model, {model['use']}.")
+        trained = f"the {model['name']} model, {model['use']}"
+        if completed := record.get("completed"):
+            trained += f", trained further on the {completed['slices']} drawn slices"
+        found.append(f"The labels are those of {trained}.")
     return list(dict.fromkeys(found))
 
 
