@@ -214,6 +214,13 @@ def test_wrong_calls(case: Path, formats: list[str], given: dict[str, Any], code
     assert isinstance(error, UsageError) and (error.next_step or code == "no-formats")
 
 
+def test_labels_that_are_not_there_are_named_before_the_scan(case: Path) -> None:
+    """Whether a scan is of use depends on what the labels are."""
+    missing = case / "hospital_rtstruct.dcm"
+    error = refused("not-found", missing, case / "out", formats=["stl"], ct=case)
+    assert error.path == str(missing)
+
+
 def test_a_missing_extra_is_named_with_its_command(
     case: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

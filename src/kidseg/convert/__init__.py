@@ -81,6 +81,7 @@ def plan_conversion(
     """
     path, out = Path(labels), Path(out)
     check_formats(formats)
+    kind_of(path)  # is it there?
     annotated = None
     if is_annotated(path):
         annotated = find_annotated(path, None if ct is None else Path(ct), rules)
@@ -89,7 +90,6 @@ def plan_conversion(
         check_scan(formats, ct)
     is_shown = shows_scan(formats, known)
     check_output_folder(out, "results")
-    kind_of(path)  # is it there?
     named = named_labels(path, names) if annotated is None else _as_named(annotated)
     name = label_name(path)
     files, record = label_files(name, out, formats, named.schema), out / f"{name}{RECORD}"
