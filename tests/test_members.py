@@ -384,6 +384,7 @@ def test_a_member_may_count_in_single_slices_or_in_whole_scans_only(
         assert (result.labels.data > 0).any()
         assert result.facts["ensemble"] == {"members": members, "shown": 0, "left_out": 1}
         assert result.facts["grids"] == expected.facts["grids"]
+        assert result.facts["training_range"] == expected.facts["training_range"]
         assert result.facts["review"] == expected.facts["review"]
     one, three = tmp_path / "one.safetensors", tmp_path / "three.safetensors"
     ensemble([joint], one, member=2)

@@ -81,8 +81,8 @@ def tuned(
     """A predictor whose networks were trained further on the drawn slices, which it keeps.
 
     Only members that count in the scan are trained, and of these only networks that segment; those
-    that find pose and region stay. Nothing is kept
-    out to select weights by: the moving average of the last is used.
+    that find pose and region stay. Nothing is kept out to select weights by: the moving average of
+    the last is used.
 
     Args:
         predictor: of the model to start from.

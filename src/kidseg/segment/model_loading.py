@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kidseg.header import ONLY_IN, decision_of
+from kidseg.header import ONLY_IN, OnlyIn, decision_of
 from kidseg.labels import LabelSchema
 from kidseg.members import combined, members_of, uncovered
 from kidseg.methods import Method
@@ -48,13 +48,16 @@ def load_predictor(
         decision = decision_of(file.header, path)
         intervals = Calibrated.from_header(file.header)
         members = members_of(file)
-        if (scans := uncovered([each.header for each in members])) is not None:
+        headers = [each.header for each in members]
+        if (scans := uncovered(headers)) is not None:
             raise ValueError(f"no member counts in {scans}")
-        only_in = tuple(each.header.get(ONLY_IN) for each in members)
         methods = [
             load_method(each.header, each.parts, path, device, wanted, decision) for each in members
         ]
-        method, *others = methods if any(only_in) else _merged(methods)
+        only_in: tuple[OnlyIn | None, ...] = ()
+        if len(headers) > 1 and any(header.get(ONLY_IN) for header in headers):
+            only_in = tuple(header.get(ONLY_IN) for header in headers)
+        method, *others = methods if only_in else _merged(methods)
         if any(other.target != method.target for other in others):
             raise ValueError("its members have different outputs")
     return Predictor(
@@ -62,14 +65,17 @@ def load_predictor(
         schema=schema,
         sha256=file.sha256,
         path=path,
-        training_range=file.header.get("training_range"),
+        training_ranges=(
+            file.header.get("training_range"),
+            *(header.get("training_range") for header in headers[1:]),
+        ),
         adapt=wanted,
         prior_slices=prior_slices,
         decision=decision,
         decided_for=usual if decision else None,
         others=tuple(others),
-        only_in=only_in if others and any(only_in) else (),
-        members=tuple(str(each.header["method"]) for each in members),
+        only_in=only_in,
+        members=tuple(str(header["method"]) for header in headers),
         paths=paths,
         intervals=intervals,
     )

@@ -65,7 +65,7 @@ class Predictor:
         sha256: of the model file; of several, that of their digests.
         path: of the model file; of several, the first.
         paths: of all model files.
-        training_range: ranges of the training patients in the model file; see
+        training_ranges: of each member, ranges of the training patients in the model file; see
             `kidseg.cohort.training_range.training_range`. None if the file has none.
         adapt: what is adapted to each scan; see `kidseg.segment.adaptation`.
         prior_slices: see `PRIOR_SLICES` there.
@@ -87,7 +87,7 @@ class Predictor:
     schema: LabelSchema
     sha256: str
     path: Path
-    training_range: Mapping[str, Any] | None = None
+    training_ranges: tuple[Mapping[str, Any] | None, ...] = (None,)
     adapt: Adapt = "none"
     prior_slices: float = PRIOR_SLICES
     decision: Mapping[str, float] = field(default_factory=dict)
@@ -122,7 +122,8 @@ class Predictor:
         placement = method.report(found_in, progress)
         renal = renal_numbers(self.schema, method.target)
         figures = {**placement.figures, **values_of(subject, labels, renal)}
-        suitability = judge(figures, self.training_range, name)
+        shown = self.counting(scan.grid).index(True)
+        suitability = judge(figures, self.training_ranges[shown], name)
         material = method.material(method.config, method.plan)
         unit_mm = material.pixel_mm or float(scan.grid.spacing_mm[2])
         facts = {
