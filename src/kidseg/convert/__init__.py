@@ -81,7 +81,8 @@ def plan_conversion(
     """
     path, out = Path(labels), Path(out)
     check_formats(formats)
-    kind_of(path)  # is it there?
+    if ct is not None:
+        kind_of(path)  # what is there tells whether the scan is of use
     annotated = None
     if is_annotated(path):
         annotated = find_annotated(path, None if ct is None else Path(ct), rules)
@@ -90,6 +91,7 @@ def plan_conversion(
         check_scan(formats, ct)
     is_shown = shows_scan(formats, known)
     check_output_folder(out, "results")
+    kind_of(path)  # is it there?
     named = named_labels(path, names) if annotated is None else _as_named(annotated)
     name = label_name(path)
     files, record = label_files(name, out, formats, named.schema), out / f"{name}{RECORD}"
