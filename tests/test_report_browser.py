@@ -20,6 +20,7 @@ from kidseg.io import ReadOptions, read, save
 from kidseg.labels import KIDNEY_TUMOUR
 from kidseg.report.cohort_page import Case, Cell, Picture, cohort_page
 from kidseg.report.overlay import draw_overlay
+from kidseg.table import place_text
 from pages import make_content, page_of, with_viewer
 
 pytestmark = [pytest.mark.slow, with_viewer]
@@ -178,6 +179,17 @@ def test_a_slice_to_review_moves_the_viewer(opened: Any) -> None:
             "const r = window.report.planes; return [...r.frac2mm(r.scene.crosshairPos, 0, true)]"
         )
         assert millimetres[2] == pytest.approx(wanted["position_mm"], abs=5.1)
+
+
+def test_the_position_is_written_as_elsewhere(opened: Any) -> None:
+    for axis, index in enumerate((0, 3, 2)):
+        slide(opened, f"input.slice[data-axis='{axis}']", index)
+    millimetres = opened.execute_script(
+        "const r = window.report.planes; return [...r.frac2mm(r.scene.crosshairPos, 0, true)]"
+    )
+    assert min(abs(v) for v in millimetres[:3]) > 0.1
+    said = opened.find_element("id", "at").text
+    assert said.startswith(f"At {place_text(millimetres[:3])}")
 
 
 def test_a_distance_can_be_drawn(opened: Any) -> None:

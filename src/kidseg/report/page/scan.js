@@ -35,6 +35,9 @@
   };
   const goTo = (index) => go(apply(forth, index.map((v, i) => Math.min(Math.max(v, 0), data.shape[i] - 1))));
 
+  // As kidseg writes positions everywhere: R 44.5, P 17.7, S 46.2 mm.
+  const place = (mm) =>
+    `${mm.map((v, i) => `${["LR", "PA", "IS"][i][Number(v > 0)]} ${Math.abs(v).toFixed(1)}`).join(", ")} mm`;
   const tell = () => {
     const index = here();
     const mm = apply(forth, index);
@@ -44,7 +47,7 @@
       slider.nextElementSibling.textContent = `${Number(slider.value) + 1} of ${data.shape[axis]}`;
     });
     const value = data.unit ? `, ${Math.round(valueAt(mm))} ${data.unit}` : "";
-    byId("at").textContent = `At ${mm.map((v) => v.toFixed(1)).join(", ")} mm (right, front, head)${value}.`;
+    byId("at").textContent = `At ${place(mm)}${value}.`;
   };
   const valueAt = (mm) => {
     const volume = planes.volumes[0];
