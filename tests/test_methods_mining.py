@@ -99,3 +99,15 @@ def test_methods_that_draw_neither_hard_slices_nor_small_sections_refuse(
 ) -> None:
     with pytest.raises(UsageError, match="only methods 'plain' and 'homogenized' draw"):
         load(METHODS[method], overrides=[f"cohort.{share}=0.1"])
+
+
+@pytest.mark.parametrize(
+    ("method", "instead"),
+    [("multistage", "a fixed share"), ("plain3d", r"blocks\.foreground_share")],
+)
+def test_methods_that_fill_batches_otherwise_refuse_a_share_of_labels(
+    method: str, instead: str
+) -> None:
+    with pytest.raises(UsageError, match=f"cohort.label_share has no effect here: {instead}"):
+        load(METHODS[method], overrides=["cohort.label_share=0.1"])
+    load(METHODS[method], overrides=[f"cohort.label_share={1 / 3}"])

@@ -58,7 +58,8 @@ class CohortConfig:
     label_share: float = Field(default=1 / 3, ge=0, le=1)
     """Minimum fraction of each batch that shows kidney, and the same of tumour, of either side and
     whatever other labels there are; of each label if none means kidney or tumour. If the batch has
-    no room for all shares, they are reduced in proportion, and rounded down.
+    no room for all shares, they are reduced in proportion, and rounded down. For the methods
+    `plain`, `homogenized` and `cascade` alone.
     """
     small_share: float = Field(default=0.0, ge=0, le=1)
     """Minimum fraction of each batch that shows a small section of kidneys and tumours: less than a
@@ -278,18 +279,25 @@ class Plain3dConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _check_cohort(self) -> Plain3dConfig:
-        check_sampling(self.cohort)
+        check_sampling(self.cohort, instead="blocks.foreground_share")
         return self
 
 
-def check_sampling(cohort: CohortConfig) -> None:
-    """Refuse shares of hard slices and of small sections, for a method that does not draw these.
+def check_sampling(cohort: CohortConfig, *, instead: str | None = None) -> None:
+    """Refuse shares of what a method does not draw by them: they would have no effect.
+
+    Args:
+        cohort: its settings.
+        instead: what fills batches in place of `label_share`; None: that does.
 
     Raises:
-        ValueError: there is such a share.
+        ValueError: there is a share of hard slices or of small sections, or another `label_share`
+            than the default, which counts `instead`.
     """
     for name, drawn in (("hard_share", "hard slices"), ("small_share", "small sections")):
         if getattr(cohort, name):
             raise ValueError(
                 f"cohort.{name} must be 0: only methods 'plain' and 'homogenized' draw {drawn}"
             )
+    if instead is not None and cohort.label_share != CohortConfig.label_share:
+        raise ValueError(f"cohort.label_share has no effect here: {instead} fills the batches")

@@ -92,7 +92,7 @@ class MultistageConfig(MethodConfig):
     """
 
     cohort: CohortConfig = CohortConfig(clip_hu=(-30.0, 300.0))
-    """Cases for training and validation. `label_share` is not used: stage 1 draws a third of each
+    """Cases for training and validation. Without `label_share`: stage 1 draws a third of each
     batch from slices without kidney, with kidney alone, and with tumour; stage 2 half of each batch
     from slices with kidney alone, and with tumour.
     """
@@ -137,7 +137,7 @@ class MultistageConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _check_together(self) -> MultistageConfig:
-        check_sampling(self.cohort)
+        check_sampling(self.cohort, instead="a fixed share of each kind of slice")
         if self.cohort.target == "tumour":
             raise ValueError('cohort.target must not be "tumour": stage 1 finds kidneys')
         if not self.ensemble or len(set(self.ensemble)) < len(self.ensemble):

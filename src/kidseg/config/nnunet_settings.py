@@ -81,7 +81,7 @@ class NnUnetConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _check_together(self) -> NnUnetConfig:
-        check_sampling(self.cohort)
+        check_sampling(self.cohort, instead="foreground_share")
         known = [sum(letter in pair for letter in self.axes) for pair in _AXES]
         if len(self.axes) != 3 or known != [1, 1, 1]:
             raise ValueError('axes must be three letters such as "SPL"')
