@@ -4,13 +4,17 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test container lint types install clean
+.PHONY: demo test test-ci container lint types install clean
 
 demo: $(READY)
 	$(BIN)/kidseg demo --out demo --overwrite
 
 test: lint types
 	$(BIN)/python -m pytest
+
+# The tests that `make test` leaves out so that it ends in minutes; .ci/run runs both.
+test-ci: $(READY)
+	$(BIN)/python -m pytest -m 'ci and not slow'
 
 # Builds the image, and runs it on a digital patient. What is missing for that is said, and no error.
 container: $(READY)

@@ -206,6 +206,7 @@ def test_a_stopped_run_has_its_exit_code_and_leaves_no_half_file(
     assert not [p for p in tmp_path.rglob("*") if p.name.endswith((".tmp", ".part"))]
 
 
+@pytest.mark.ci
 def test_evaluate_a_data_set_against_itself_then_compare(patients: Path, tmp_path: Path) -> None:
     labels = patients / "labelsTr"
     done = run("evaluate", labels, labels, "-o", tmp_path / "a", "--json")
@@ -236,6 +237,7 @@ def test_info_reads_a_model_without_torch(tmp_path: Path) -> None:
     assert run("info", tmp_path / "none.safetensors", check=6).stderr
 
 
+@pytest.mark.ci
 def test_export_gives_an_nnunet_data_set(patients: Path, tmp_path: Path) -> None:
     out = tmp_path / "Dataset042_Phantoms"
     answer = json.loads(run("export", patients, out, "--folds", "2", "--json").stdout)

@@ -111,6 +111,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.ci
 def test_train_as_people_see_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Dry run, lines, table, next command, summary, info: in this order, of one run."""
     run = trained / "run"

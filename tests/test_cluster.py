@@ -72,6 +72,7 @@ def listening(process: psutil.Process) -> set[str]:
     return set(found)
 
 
+@pytest.mark.ci
 @pytest.mark.fault("worker killed")
 def test_a_killed_worker_costs_only_its_item(tmp_path: Path) -> None:
     me = psutil.Process()

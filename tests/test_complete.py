@@ -145,6 +145,7 @@ def test_a_segmentation_of_3d_slicer_may_be_cropped(trained: Path, tmp_path: Pat
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("method", "settings"),
     [("homogenized", (*tiny(1), *tiny_pose(1))), ("plain3d", (*BLOCKS, *THIN))],

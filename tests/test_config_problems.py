@@ -92,6 +92,7 @@ def test_all_problems_are_listed_at_once() -> None:
     assert all(word in cause for word in ("'size'", "'fase'", "'tumour_share'"))
 
 
+@pytest.mark.ci
 @given(data=st.data())
 def test_no_value_of_any_setting_brings_foreign_words(data: st.DataObject) -> None:
     """Each setting with values of every TOML type: valid, or refused in our own words."""

@@ -63,6 +63,7 @@ train(sys.argv[1], sys.argv[2], Setup(method="homogenized", overrides=sys.argv[3
 """
 
 
+@pytest.mark.ci
 def test_two_processes_train_the_model_of_one(tmp_path: Path) -> None:
     """The same losses, batch norms over both halves, one log, one model."""
     write_ellipse_dataset(tmp_path / "data", 3)
@@ -221,6 +222,7 @@ def said_in_two_processes(folder: Path, code: str) -> list[str]:
     return sorted(line for path in folder.glob("said *") for line in path.read_text().splitlines())
 
 
+@pytest.mark.ci
 def test_a_norm_over_two_processes_is_that_of_one_whatever_the_mean(tmp_path: Path) -> None:
     assert said_in_two_processes(tmp_path, NORMS) == ["equal", "equal"]
 
@@ -266,6 +268,7 @@ with joined(torch.device("cpu")):
 """
 
 
+@pytest.mark.ci
 def test_work_is_shared_and_all_have_all_of_it(tmp_path: Path) -> None:
     """Each item is done once, by one of two; each process has all results, in order."""
     in_two_processes(tmp_path, SHARED)

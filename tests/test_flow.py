@@ -113,6 +113,7 @@ REGIONS = {
 }
 
 
+@pytest.mark.ci
 def test_regions_that_overlap_are_learned_and_written_as_labels(tmp_path: Path) -> None:
     """nnU-Net's region-based training: two channels, each with a probability of its own.
 
@@ -157,6 +158,7 @@ def test_regions_that_overlap_are_learned_and_written_as_labels(tmp_path: Path) 
         assert structure["dice"]["mean"] > 0.8, name
 
 
+@pytest.mark.ci
 def test_two_channels_of_an_mr_are_learned(tmp_path: Path) -> None:
     """Each patient with a gain of its own; from files, and from what is in memory."""
     data = tmp_path / "data"
@@ -202,6 +204,7 @@ def test_homogenization_of_an_mr_is_refused_before_it_is_trained(tmp_path: Path)
     preview(data, Setup(method="plain"))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("target", "region"), [("merged", "kidney+tumour"), ("tumour", "tumour")])
 def test_networks_of_one_region_train_and_say_only_what_they_know(
     tmp_path: Path, target: str, region: str

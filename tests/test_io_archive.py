@@ -325,6 +325,7 @@ def test_no_room_for_a_temporary_folder_is_a_matter_of_resources(
         pytest.fail("it was extracted")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("limit", [0, 2**16])
 def test_files_that_do_not_fit_leave_nothing(tmp_path: Path, temporary: Path, limit: int) -> None:
     """A limit of the size of files acts as a full disk does, in every call of the system."""

@@ -121,6 +121,7 @@ def test_two_deviating_slices_are_no_volume_where_one_is_missing(
     refused(tmp_path, code="missing-slices")
 
 
+@pytest.mark.ci
 @pytest.mark.row(7)
 @pytest.mark.parametrize("name", [*WEAK, "thickness in turn", "descriptions in turn"])
 def test_the_same_marks_on_two_phases_make_volumes(tmp_path: Path, name: str) -> None:
@@ -157,6 +158,7 @@ STRONG: dict[str, dict[str, Value]] = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.row(7)
 @pytest.mark.parametrize("name", STRONG)
 def test_a_clear_header_is_believed_but_is_no_dead_end(tmp_path: Path, name: str) -> None:

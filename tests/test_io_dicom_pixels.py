@@ -408,6 +408,7 @@ def files_of(folder: Path) -> list[bytes]:
     return [file.read_bytes() for file in sorted(folder.iterdir())]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "kind", ["plain", "implicit", "RLE", "JPEG-LS", "JPEG 2000", "enhanced", "multi"]
 )

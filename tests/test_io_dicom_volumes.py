@@ -108,6 +108,7 @@ SEPARATORS: dict[str, tuple[str, Value]] = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.row(7)
 @pytest.mark.parametrize("offset_mm", [STEP / 2, STEP / 3, 0.0], ids=["between", "third", "same"])
 @pytest.mark.parametrize("name", SEPARATORS)

@@ -703,6 +703,7 @@ def test_every_network_but_the_sagittal_one_sees_the_mirror_image_if_told(flip: 
         assert same == (flip and name != "correct"), name
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("anatomy", ANATOMIES)
 def test_perfect_networks_find_every_anatomy(anatomy: str) -> None:
     """Exactly, on the scan's own voxels; what is not two leads to a correction, and is said."""
@@ -742,6 +743,7 @@ def test_a_newborns_two_small_kidneys_are_normal_by_our_threshold_not_by_the_pap
     assert facts["paper"]["below_threshold"] == 2 and len(steps["paper"]["correct"]) == 1
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("anatomy", ANATOMIES)
 def test_networks_that_know_nothing_never_fail(anatomy: str) -> None:
     """Random weights of two seeds; the result tells what ran."""

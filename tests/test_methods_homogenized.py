@@ -222,6 +222,7 @@ def turned(
     return replace(subject, body=replace(subject.body, whole=told))
 
 
+@pytest.mark.ci
 def test_the_pose_is_learned_and_undoes_what_it_never_saw(cohort: Cohort, tmp_path: Path) -> None:
     """Validated on a patient whose moments are wrong; tried on another with other errors."""
     reference = adopted(cohort)

@@ -702,6 +702,7 @@ def test_a_run_tells_the_figures_of_every_step(run: tuple[Path, dict[str, Any]])
     assert header["plan"]["channels"][0]["clip"] == [-30.0, 300.0]
 
 
+@pytest.mark.ci
 def test_stopped_and_resumed_it_ends_with_the_same_bits(
     data: Path, run: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -722,6 +723,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(
     assert whole == broken
 
 
+@pytest.mark.ci
 def test_a_store_gives_the_same_bits(
     data: Path, run: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

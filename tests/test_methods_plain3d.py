@@ -351,6 +351,7 @@ def test_it_learns_and_segments_on_the_scans_grid(data: Path, tmp_path: Path) ->
     assert written.grid.same_as(moved.grid) and torch.equal(written.data, found.labels.data)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("augment", ["none", "nnunet"])
 def test_the_same_seed_gives_the_same_bits(data: Path, tmp_path: Path, augment: str) -> None:
     if augment == "nnunet":

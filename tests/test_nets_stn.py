@@ -384,6 +384,7 @@ def body(grid: Grid) -> Tensor:
     return torch.stack(planes)
 
 
+@pytest.mark.ci
 def test_it_learns_to_undo_known_poses() -> None:
     """Twelve slices, turned and shifted; trained on the overlap of masks alone."""
     generator = torch.Generator().manual_seed(0)
@@ -414,6 +415,7 @@ def test_it_learns_to_undo_known_poses() -> None:
     assert left.shift_mm.abs().mean() < 0.2 * before.shift_mm.abs().mean()
 
 
+@pytest.mark.ci
 def test_it_learns_to_find_known_boxes() -> None:
     generator = torch.Generator().manual_seed(0)
     count, size = 12, 64

@@ -734,6 +734,7 @@ def run_once(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(every, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.ci
 def test_with_once_an_archive_that_does_not_answer_is_given_up(
     bad_archive: WebArchive, tmp_path: Path
 ) -> None:
@@ -749,6 +750,7 @@ def test_with_once_an_archive_that_does_not_answer_is_given_up(
         assert "Check the address" in last and f"--folder {tmp_path} to go on" in last
 
 
+@pytest.mark.ci
 def test_with_once_results_that_cannot_be_sent_wait_for_the_next_start(tmp_path: Path) -> None:
     """The node ends, says so, and sends them when it is started again."""
     got: list[str] = []

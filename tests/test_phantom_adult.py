@@ -116,6 +116,7 @@ def test_wilms_volumes_follow_the_trials_before_and_after_chemotherapy() -> None
         )
 
 
+@pytest.mark.ci
 def test_masses_keep_their_volume_and_vary_in_kind() -> None:
     rng = np.random.default_rng(6)
     drawn = [t for _ in range(40) for t in draw_anatomy(rng, 60.0, tumour="one-sided").tumours]
@@ -129,6 +130,7 @@ def test_masses_keep_their_volume_and_vary_in_kind() -> None:
         )
 
 
+@pytest.mark.ci
 def test_a_broad_child_is_a_child_with_another_look() -> None:
     plain = draw_anatomy(np.random.default_rng(7), 4.0)
     broad = [draw_anatomy(np.random.default_rng(s), 4.0, broad=True) for s in range(30)]

@@ -49,6 +49,7 @@ def surface_share(rendering: Rendering, organ: str, side: int) -> float:
     return float((rendering.organs[around] == NUMBER[organ]).mean())
 
 
+@pytest.mark.ci
 def test_without_the_setting_nobody_changes_and_with_it_only_neighbours_and_fat() -> None:
     for before, after in without_and_with("apposed_share"):
         assert before.neighbours is None and after.neighbours is not None
@@ -84,6 +85,7 @@ def test_liver_and_spleen_lie_at_the_kidneys() -> None:
             assert min(after) > before
 
 
+@pytest.mark.ci
 def test_kidneys_keep_their_labels() -> None:
     for seed in range(4):
         assert np.array_equal(shown_lean(seed).labels, usual().labels)

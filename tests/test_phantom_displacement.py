@@ -55,6 +55,7 @@ def right_of(anatomy: Anatomy) -> Kidney:
     return next(kidney for kidney in anatomy.kidneys if kidney.side == "right")
 
 
+@pytest.mark.ci
 def test_most_kidneys_find_a_place_and_it_is_forwards() -> None:
     old = np.array([right_of(adult(seed)).centre_mm for seed in SEEDS])
     new = np.array([right_of(moved(seed)).centre_mm for seed in SEEDS])
@@ -71,6 +72,7 @@ def test_the_kidney_stays_in_the_cavity_on_its_side_beside_the_spine(seed: int) 
     assert spine_clearance(anatomy.body, x, y) > 0
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("seed", SEEDS[:4])
 def test_kidney_and_tumour_touch_and_the_kidney_is_not_spread_out(seed: int) -> None:
     anatomy = moved(seed)
@@ -129,6 +131,7 @@ def test_a_kidney_without_room_stays() -> None:
     assert displaced(np.random.default_rng(0), crowded) == crowded
 
 
+@pytest.mark.ci
 def test_only_the_share_is_moved() -> None:
     config = PhantomConfig(size=32, slice_mm=(5.0, 5.0), ages_years=(3.0, 3.0))
     without, everyone = (

@@ -106,6 +106,7 @@ def test_tissue_of_an_implant_replaces_no_kidney_and_metal_no_organ() -> None:
         assert torch.equal(drawn.organs, organs)
 
 
+@pytest.mark.ci
 def test_labels_are_the_same_with_all_implants_and_each_is_bright() -> None:
     with_all, without = shown(*ALL), shown()
     assert without.labels.any() and np.array_equal(with_all.labels, without.labels)
@@ -171,6 +172,7 @@ def test_forms_of_kidneys_decide_too() -> None:
     assert with_implants(rng, none) == none
 
 
+@pytest.mark.ci
 def test_after_cholecystectomy_there_is_no_gallbladder() -> None:
     anatomy = person()
     seeds = (np.random.default_rng(k) for k in range(40))

@@ -38,12 +38,14 @@ def plain() -> Rendering:
     return shown(person(), STEP_MM)
 
 
+@pytest.mark.ci
 def test_without_the_setting_nobody_changes_and_with_it_only_neighbours_and_tumours() -> None:
     for before, after in without_and_with("neighbour_share"):
         assert before.neighbours is None and after.neighbours is not None
         assert replace(after, neighbours=None, tumours=before.tumours) == before
 
 
+@pytest.mark.ci
 def test_neighbours_without_anything_change_no_bit_but_the_bowel() -> None:
     """The hollow, the glands and the order of painting are as before."""
     empty = shown(replace(person(), neighbours=Neighbours()), STEP_MM)
@@ -111,6 +113,7 @@ def test_an_adrenal_mass_is_no_tumour_and_no_kidney_and_is_there() -> None:
     assert 0.6 < more.sum() * STEP_MM**3 / (4 / 3 * np.pi * 18.0**3) < 1.1
 
 
+@pytest.mark.ci
 def test_rendered_neighbours_keep_the_kidneys_and_stay_in_the_abdomen() -> None:
     changed: set[int] = set()
     for anatomy in drawn()[:4]:
@@ -125,6 +128,7 @@ def test_rendered_neighbours_keep_the_kidneys_and_stay_in_the_abdomen() -> None:
     assert {NUMBER[name] for name in ("liver", "small bowel", "adrenal", "spleen")} <= changed
 
 
+@pytest.mark.ci
 def test_outgrown_tumours_reach_beyond_the_upper_pole_or_the_front() -> None:
     moved = 0
     kidney = person().kidneys[0]

@@ -115,6 +115,7 @@ def test_measured_volumes_and_change_are_the_truth(
     assert len(lesions) == 1
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "layout",
     [

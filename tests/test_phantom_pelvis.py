@@ -66,6 +66,7 @@ def middle_mm(anatomy: Anatomy, rendering: Rendering, name: str, side: int = 0) 
     return np.asarray(found[found[:, 0] * side >= 0].mean(axis=0))
 
 
+@pytest.mark.ci
 def test_organs_are_those_of_the_sex_and_no_kidney_is_among_them() -> None:
     for (anatomy, rendering), there, missing in (
         (woman(), {"uterus", "ovary"}, {"prostate"}),
@@ -134,6 +135,7 @@ def test_the_pelvis_of_a_child_is_in_proportion(age: float) -> None:
         assert not outside[femur[:, 0], femur[:, 1], columns].mean() > 0.03
 
 
+@pytest.mark.ci
 def test_only_the_share_has_a_pelvis_and_the_person_is_the_same() -> None:
     few = PhantomConfig(size=32, slice_mm=(5.0, 5.0), ages_years=(1.0, 1.0))
     some = replace(few, trunk_share=1.0)

@@ -77,6 +77,7 @@ def longest_mm(mask: np.ndarray, step_mm: float) -> float:
     return float(pdist(points[ConvexHull(points).vertices]).max())
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("seed", "age"), [(1, 0.1), (2, 2.0), (5, 9.0)])
 def test_rendered_kidneys_have_their_drawn_length_and_a_plausible_volume(
     seed: int, age: float
@@ -103,6 +104,7 @@ def test_body_has_its_diameter_and_is_one_piece() -> None:
     assert diameter == pytest.approx(anatomy.effective_diameter_mm, rel=0.05)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("seed", "age"), [(4, 3.0), (6, 0.3), (8, 7.0), (9, 1.0)])
 def test_tumour_has_its_drawn_volume_on_its_side(seed: int, age: float) -> None:
     anatomy = child(seed, age, tumour="one-sided", kidneys="separate")
@@ -115,6 +117,7 @@ def test_tumour_has_its_drawn_volume_on_its_side(seed: int, age: float) -> None:
     assert count <= 3
 
 
+@pytest.mark.ci
 def test_tumour_displaces_and_nothing_breaks() -> None:
     """Kidney and liver are pushed, not overwritten; body outline, wall and spine stay whole."""
     anatomy, rendering = ill()
@@ -149,6 +152,7 @@ def test_labels_are_a_summary_of_the_organs() -> None:
     assert set(np.unique(rendering.organs)) <= {0, *ORGANS}
 
 
+@pytest.mark.ci
 def test_all_organs_of_a_whole_abdomen_are_there() -> None:
     anatomy = child(12, 4.0, tumour="one-sided", kidneys="separate")
     low, high = anatomy.modelled_mm
@@ -178,6 +182,7 @@ def test_organs_lie_where_they_belong() -> None:
     assert middle_mm("renal cortex")[1] < 0
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("phase", "brighter", "darker"),
     [
@@ -195,6 +200,7 @@ def test_contrast_phases(phase: str, brighter: str, darker: str) -> None:
     assert medians[0] > medians[1] + 15
 
 
+@pytest.mark.ci
 def test_turned_patient_is_the_same_patient_turned() -> None:
     """The kidneys' middle in scanner mm is the map of where it was."""
     anatomy, straight = healthy()
@@ -211,6 +217,7 @@ def test_turned_patient_is_the_same_patient_turned() -> None:
         assert len(places[1]) == pytest.approx(len(places[0]), rel=0.03)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("angle", [0.0, 25.0])
 def test_fluid_levels_are_level_however_the_patient_lies(angle: float) -> None:
     """In the stomach gas lies above fluid in the scanner, also where the patient is turned."""
@@ -224,6 +231,7 @@ def test_fluid_levels_are_level_however_the_patient_lies(angle: float) -> None:
     assert np.percentile(np.nonzero(gas)[1], 95) <= np.percentile(np.nonzero(fluid)[1], 5) + 2
 
 
+@pytest.mark.ci
 def test_scoliosis_moves_the_spine_and_arms_appear() -> None:
     anatomy, straight = healthy()
     bent = drawn(anatomy, Pose(scoliosis_mm=12.0, scoliosis_length_mm=150.0, arms=True))
@@ -234,6 +242,7 @@ def test_scoliosis_moves_the_spine_and_arms_appear() -> None:
     assert (bent.organs == NUMBER["arm"]).any() and not (straight.organs == NUMBER["arm"]).any()
 
 
+@pytest.mark.ci
 def test_scoliosis_keeps_the_tumours_volume() -> None:
     anatomy, _ = ill()
     bent = drawn(anatomy, Pose(scoliosis_mm=-14.0, scoliosis_length_mm=180.0))
@@ -241,6 +250,7 @@ def test_scoliosis_keeps_the_tumours_volume() -> None:
     assert volume_ml == pytest.approx(anatomy.tumours[0].volume_ml, rel=0.04)
 
 
+@pytest.mark.ci
 def test_horseshoe_kidneys_are_joined_and_single_ones_alone() -> None:
     joined = drawn(child(21, 5.0, tumour="none", kidneys="horseshoe"))
     parts, count = ndimage.label(joined.labels == KIDNEY)
@@ -312,6 +322,7 @@ def with_look(**changes: object) -> Rendering:
     return broadly(replace(adult(), look=replace(adult().look, **changes)))  # type: ignore[arg-type]
 
 
+@pytest.mark.ci
 def test_perirenal_fat_surrounds_the_kidneys() -> None:
     def ring_fat(rendering: Rendering) -> float:
         kidney = rendering.labels == KIDNEY
@@ -322,12 +333,14 @@ def test_perirenal_fat_surrounds_the_kidneys() -> None:
     assert obese > slim + 0.1 and obese > 0.6
 
 
+@pytest.mark.ci
 def test_fewer_loops_leave_mesenteric_fat() -> None:
     few, many = (with_look(bowel_share=share) for share in (0.25, 1.0))
     small = [(r.organs == NUMBER["small bowel"]).sum() for r in (few, many)]
     assert small[0] < 0.5 * small[1]
 
 
+@pytest.mark.ci
 def test_fatty_muscles_are_darker_and_the_fatty_liver_too() -> None:
     lean, fatty = with_look(muscle_fat=0.01), with_look(muscle_fat=0.9, liver_fat_hu=50.0)
     for organ, less in (("muscle", 3.0), ("liver", 40.0)):
@@ -335,6 +348,7 @@ def test_fatty_muscles_are_darker_and_the_fatty_liver_too() -> None:
         assert means[1] < means[0] - less
 
 
+@pytest.mark.ci
 def test_plaques_and_screws_are_bright() -> None:
     plain, worn = with_look(), with_look(calcification=1.0, screws=True)
     assert (plain.hu > 2000).sum() == 0 and (worn.hu > 2000).sum() > 5
@@ -342,6 +356,7 @@ def test_plaques_and_screws_are_bright() -> None:
     assert (worn.hu[near] > 350).sum() > (plain.hu[near] > 350).sum()
 
 
+@pytest.mark.ci
 def test_stones_lie_in_the_collecting_system_and_are_no_kidney() -> None:
     centre = Frame.of(adult().kidneys[0]).anatomy_mm(-0.4, 0.0, 0.0)
     x, y, z = (float(v) for v in centre)
@@ -352,6 +367,7 @@ def test_stones_lie_in_the_collecting_system_and_are_no_kidney() -> None:
     assert not rendering.labels[bright].any()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "tissue",
     ["solid", *(pytest.param(t, marks=pytest.mark.slow) for t in ("cystic", "fatty"))],
@@ -370,6 +386,7 @@ def test_a_mass_has_its_volume_and_its_tissue(tissue: str) -> None:
     assert 0.6 * kidney_before < (rendering.labels == KIDNEY).sum() <= 1.05 * kidney_before
 
 
+@pytest.mark.ci
 def test_uptake_sets_the_contrast_between_kidney_and_mass() -> None:
     mass = draw_mass(np.random.default_rng(4), adult().body, adult().kidneys[1], 30.0)
     gaps = []
@@ -485,6 +502,7 @@ def test_tissues_vary_between_patients_about_their_means() -> None:
     assert cortex.std() > 10
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("axis", [1, 2])
 def test_a_scan_of_one_row_or_column_is_drawn_too(axis: int) -> None:
     anatomy, whole = ill()

@@ -55,6 +55,7 @@ def test_outside_everything_and_on_ties_it_is_background() -> None:
     assert not one(tie, SCAN).data.any()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "content",
     ["noise", "nearly tied", "a rounding below", "ties", "all of one label", "spots", "more spots"],
@@ -198,6 +199,7 @@ TARGETS = [
 ]
 
 
+@pytest.mark.ci
 @given(seeds, st.sampled_from(TARGETS))
 @settings(max_examples=150)
 def test_several_regions_are_decided_as_if_all_voxels_were_sampled(

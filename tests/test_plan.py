@@ -210,6 +210,7 @@ def die(item: Numbered) -> int:
     return item.value
 
 
+@pytest.mark.ci
 def test_over_cases_keeps_order_and_tells_progress() -> None:
     items = [Numbered(str(k), k) for k in (3, 1, 2)]
     threads = torch.get_num_threads()
@@ -231,6 +232,7 @@ def test_over_cases_names_every_unsound_case() -> None:
     assert caught.value.code == "negative" and caught.value.path == "case_-1"
 
 
+@pytest.mark.ci
 def test_a_killed_worker_is_noticed() -> None:
     items = [Numbered(f"case_{k}", k) for k in range(4)]
     with pytest.raises(ResourceError, match="case_2") as caught:
@@ -266,6 +268,7 @@ def test_fingerprint_by_hand(tmp_path: Path) -> None:
     assert (statistics.percentile_00_5, statistics.percentile_99_5) == (100, 200)
 
 
+@pytest.mark.ci
 def test_fingerprint_is_the_same_for_any_number_of_jobs_and_through_json(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path, [(6, 20, 24), (5, 22, 21), (4, 19, 30)])
     one = fingerprint(dataset)

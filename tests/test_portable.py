@@ -75,6 +75,7 @@ def both_ways(scan: Path, model: str | Path, exported: Path, out: Path) -> tuple
     return out / "torch", out / "numpy"
 
 
+@pytest.mark.ci
 @pytest.mark.requirement("container")
 def test_its_labels_and_results_are_those_of_pytorch(
     trained: Path, exported: Path, tmp_path: Path
@@ -208,6 +209,7 @@ def test_without_pytorch_the_doctor_examines_what_is_there(installed: Path) -> N
     assert "PyTorch" in said and "exported models" in said and "All is sound." in said
 
 
+@pytest.mark.ci
 def test_without_pytorch_the_doctor_says_that_the_starter_cannot_be_used() -> None:
     """That of the source is not exported."""
     done = kidseg("doctor", "--json")

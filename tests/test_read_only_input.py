@@ -67,6 +67,7 @@ def test_nothing_can_be_written_there(read_only: Path) -> None:
     assert "PermissionError" in ran.stderr
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "words",
     [
@@ -103,6 +104,7 @@ def test_results_go_into_another_folder(read_only: Path, tmp_path: Path) -> None
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.ci
 def test_a_result_that_would_go_there_is_refused_before_the_work(read_only: Path) -> None:
     scans, model = read_only / "data/imagesTr", read_only / "run/model.safetensors"
     ran = kidseg("segment", scans, "-m", model, "-o", read_only / "out", "--json")

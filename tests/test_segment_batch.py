@@ -150,6 +150,7 @@ FAULTS: list[tuple[BaseException, int, str]] = [
 ]
 
 
+@pytest.mark.ci
 @pytest.mark.fault("one bad case")
 @pytest.mark.parametrize(("fault", "exit_code", "code"), FAULTS, ids=lambda x: type(x).__name__)
 def test_whatever_fails_in_a_scan_the_others_are_segmented(

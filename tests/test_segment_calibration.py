@@ -115,6 +115,7 @@ def test_a_decision_is_that_of_the_weighted_probabilities(model: Path, tmp_path:
     assert target is not None and torch.equal(decide(one, target).data[0].long(), by_hand)
 
 
+@pytest.mark.ci
 def test_all_decisions_at_once_are_those_of_one_model_each(model: Path, tmp_path: Path) -> None:
     """The labels and what was removed from them, to the voxel."""
     predictor, scan = load_predictor(model, "cpu"), make_ellipse_patient(8).image

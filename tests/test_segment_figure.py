@@ -507,6 +507,7 @@ def test_many_panels_continue_in_further_rows(
     assert len(tops) == down
 
 
+@pytest.mark.ci
 def test_on_the_command_line(
     data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

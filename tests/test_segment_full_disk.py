@@ -59,6 +59,7 @@ def check_stopped(out: Path, error: ResourceError) -> None:
     assert not labels or "--resume" in error.next_step
 
 
+@pytest.mark.ci
 @pytest.mark.fault("disk full")
 @pytest.mark.parametrize(("what", "step"), [("size", 2 * PAGE_BYTES), ("nr_inodes", 1)])
 def test_a_disk_that_fills_up_at_any_point(

@@ -118,6 +118,7 @@ def test_slices_are_indexed_for_the_sampler(made: Made, tmp_path: Path) -> None:
     assert first.voxels_per_slice[1] == {1: 42, 2: 30, 3: 30}
 
 
+@pytest.mark.ci
 def test_jobs_and_place_do_not_change_a_bit(made: Made, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     one = build_store(made.dataset, made.plan, tmp_path / "one", recipe=VOXELS)
@@ -229,6 +230,7 @@ class Halved:
         )
 
 
+@pytest.mark.ci
 def test_a_recipe_decides_what_is_kept(made: Made, tmp_path: Path) -> None:
     path, recipe = tmp_path / "store", Halved(100)
     store = build_store(made.dataset, made.plan, path, recipe=recipe, jobs=2)
@@ -435,6 +437,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.ci
 def test_a_build_killed_at_any_moment_ends_the_same(made: Made, tmp_path: Path) -> None:
     expected = contents(
         build_store(made.dataset, made.plan, tmp_path / "whole", recipe=VOXELS).path
@@ -452,6 +455,7 @@ def test_a_build_killed_at_any_moment_ends_the_same(made: Made, tmp_path: Path) 
     assert contents(path) == expected
 
 
+@pytest.mark.ci
 def test_two_builders_share_the_work_of_one(made: Made, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(made.plan.as_dict()))
     path = tmp_path / "shared"
@@ -565,6 +569,7 @@ print(store.digest, int(store.cases[0].image.data.sum()), [*store.cases[0].voxel
 """
 
 
+@pytest.mark.ci
 def test_a_store_opens_with_torch_numpy_and_pydantic_alone(made: Made, tmp_path: Path) -> None:
     store = build_store(made.dataset, made.plan, tmp_path / "store", recipe=VOXELS)
     command = [sys.executable, "-c", BARE, store.path]

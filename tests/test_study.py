@@ -786,6 +786,7 @@ time.sleep(120)
 """
 
 
+@pytest.mark.ci
 @pytest.mark.fault("launcher killed")
 @pytest.mark.parametrize("victim", ["study", "wrapper"])
 def test_processes_end_with_the_study_however_it_ends(tmp_path: Path, victim: str) -> None:
@@ -1122,6 +1123,7 @@ def test_a_damaged_log_is_named(text: str, tmp_path: Path) -> None:
     assert caught.value.code == "damaged-summary" and caught.value.path == str(log)
 
 
+@pytest.mark.ci
 def test_a_dry_run_lists_and_writes_nothing(data: Path, tmp_path: Path) -> None:
     file, out = toml(tmp_path, more=POSED), tmp_path / "out"
     told = json.loads(command(file, "-o", out, "--dataset", data, "--dry-run", "--json").stdout)

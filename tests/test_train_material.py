@@ -93,6 +93,7 @@ def full(fine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("method", "overrides", "pixels"),
     [
@@ -146,6 +147,7 @@ def test_a_store_of_blocks_is_refused_for_finer_settings(fine: Path, tmp_path: P
     assert same_blocks["model"]["sha256"]
 
 
+@pytest.mark.ci
 def test_the_command_makes_a_full_store(fine: Path, full: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     command = [sys.executable, "-m", "kidseg", "store", str(fine), "-o", str(store), "--full"]
@@ -188,6 +190,7 @@ NOT_NEEDED = (
 )
 
 
+@pytest.mark.ci
 def test_a_store_trains_where_no_reader_is(data: Path, store: Path, tmp_path: Path) -> None:
     """torch, numpy, safetensors, pydantic and tomli_w are enough; the model is the same."""
     out = tmp_path / "bare"
@@ -390,6 +393,7 @@ def test_the_reference_trains_whatever_the_split(data: Path) -> None:
         assert error.value.code == "unknown-case" and error.value.next_step
 
 
+@pytest.mark.ci
 def test_the_reference_is_a_training_case_of_the_store(store: Path, tmp_path: Path) -> None:
     opened = open_store(store)
     (held_out,) = {case.id for case in opened.cases} - set(opened.plan.training)
@@ -410,6 +414,7 @@ def test_the_reference_is_a_training_case_of_the_store(store: Path, tmp_path: Pa
     run(store, tmp_path / "run", resume=True, reference=name, **other)
 
 
+@pytest.mark.ci
 def test_the_reference_is_of_the_middle_of_the_ages_that_the_files_state(tmp_path: Path) -> None:
     """Of four, one of the two in the middle, from files and from a store; not the medoid of all."""
     root = tmp_path / "data"
@@ -450,6 +455,7 @@ def mixed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.ci
 def test_scans_without_labels_join_a_run(mixed: Path, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"method": "homogenized", "overrides": HOMOGENIZED}
     with pytest.warns(KidsegWarning, match="2 of 3 scans without labels are not used"):

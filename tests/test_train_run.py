@@ -104,6 +104,7 @@ def test_the_same_seed_gives_the_same_model(data: Path, tmp_path: Path) -> None:
     assert len(digests) == 3
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("method", ["plain", pytest.param("homogenized", marks=pytest.mark.slow)])
 def test_workers_that_make_batches_change_no_bit(data: Path, tmp_path: Path, method: str) -> None:
     """Of no stage; how many there were stands in the settings alone."""
@@ -220,6 +221,7 @@ def test_stages_are_measured_by_the_clock_of_the_settings(
     assert summary["seconds"]["segment"] == summary["stages"]["segment"]["epochs"] > 0
 
 
+@pytest.mark.ci
 def test_after_a_budget_is_gone_each_stage_has_one_epoch(data: Path, tmp_path: Path) -> None:
     summary = quick(
         data, tmp_path / "run", method="homogenized", overrides=(*TINY, *POSE, "budget_s=0.001")
@@ -317,6 +319,7 @@ def test_what_differs_from_the_run_is_refused(
     assert before == sorted((file.name, file.stat().st_mtime_ns) for file in stopped.rglob("*"))
 
 
+@pytest.mark.ci
 def test_what_agrees_with_the_run_may_be_given(data: Path, broken: Path, tmp_path: Path) -> None:
     settings = tmp_path / "mine.toml"
     settings.write_text("[segment]\nepochs = 3\n")
@@ -354,6 +357,7 @@ def cut(name: str) -> Callable[[Path], None]:
     return lambda run: (run / name).write_bytes((run / name).read_bytes()[:-9]) and None
 
 
+@pytest.mark.ci
 @pytest.mark.fault("damaged state or model")
 @pytest.mark.parametrize(
     ("damage", "code"),
@@ -392,6 +396,7 @@ def test_a_run_with_missing_or_altered_files_is_never_a_fresh_start(
     assert not (broken / "model.safetensors").exists()
 
 
+@pytest.mark.ci
 @pytest.mark.fault("damaged state or model")
 def test_the_state_of_another_run_is_refused(data: Path, stopped: Path, broken: Path) -> None:
     """Also one of the same network, and of another stage of this run."""
@@ -411,6 +416,7 @@ def test_the_state_of_another_run_is_refused(data: Path, stopped: Path, broken: 
     assert error.value.code == "state-of-another-run"
 
 
+@pytest.mark.ci
 def test_a_log_that_lacks_the_last_line_is_completed(
     data: Path, stopped: Path, broken: Path
 ) -> None:
@@ -427,6 +433,7 @@ def test_a_log_that_lacks_the_last_line_is_completed(
     ]
 
 
+@pytest.mark.ci
 @pytest.mark.fault("damaged state or model")
 def test_the_previous_state_is_used_loudly(data: Path, stopped: Path, broken: Path) -> None:
     cut("state-segment.safetensors")(broken)
@@ -444,6 +451,7 @@ def test_a_finished_run_resumed_is_the_same(data: Path, tmp_path: Path) -> None:
     assert first["validation"] == again["validation"]
 
 
+@pytest.mark.ci
 @pytest.mark.fault("resumed by another version")
 def test_only_software_that_trained_an_epoch_has_continued_a_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -549,6 +557,7 @@ def test_nothing_is_written_into_a_folder_of_another_kind(
     assert before == {file: file.stat().st_mtime_ns for file in [out, *out.rglob("*")]}
 
 
+@pytest.mark.ci
 def test_what_else_is_in_the_folder_of_a_run_stays(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     quick(data, out)

@@ -468,6 +468,7 @@ def stop(what: str, done: int, *_: Any) -> None:
         raise Stop
 
 
+@pytest.mark.ci
 def test_resumed_without_naming_the_model_it_ends_with_the_same_bits(
     root: Path, tmp_path: Path
 ) -> None:
@@ -526,6 +527,7 @@ def test_a_run_is_not_replaced_by_one_that_goes_on_from_its_model(
     assert model.read_bytes() == start_of(root).read_bytes()
 
 
+@pytest.mark.ci
 def test_stages_with_nothing_to_tune_are_left_out(root: Path, tmp_path: Path) -> None:
     """The decoder of System A is the U-Net's; its pose and its reference stay to the bit."""
     setup = Setup(method="homogenized", overrides=[*TINY, *POSE, "segment.epochs=1"])

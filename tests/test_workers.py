@@ -68,6 +68,7 @@ def within(seconds: float, happened: Callable[[], bool]) -> bool:
     return happened()
 
 
+@pytest.mark.ci
 @pytest.mark.fault("worker killed")
 def test_a_killed_worker_is_noticed_and_its_cases_are_named(tmp_path: Path) -> None:
     start = time.monotonic()
@@ -79,6 +80,7 @@ def test_a_killed_worker_is_noticed_and_its_cases_are_named(tmp_path: Path) -> N
         over_cases(killed, [Item("b", tmp_path)] * 20, jobs=1 + 1)
 
 
+@pytest.mark.ci
 @pytest.mark.fault("one bad case")
 def test_errors_of_cases_are_collected(tmp_path: Path) -> None:
     for jobs in (1, 2):
@@ -86,6 +88,7 @@ def test_errors_of_cases_are_collected(tmp_path: Path) -> None:
             over_cases(refused, items(tmp_path), jobs=jobs)
 
 
+@pytest.mark.ci
 def test_an_interruption_ends_the_workers_at_once(tmp_path: Path) -> None:
     def interrupted() -> None:
         for _ in in_processes(slow_or_not, items(tmp_path), 2):
@@ -114,6 +117,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
