@@ -26,6 +26,7 @@ from kidseg.model_file import STARTER_USE, find_model, has_starter
 from kidseg.phantom import write_patients
 from kidseg.segment import load_predictor, segment
 from kidseg.train import Setup
+from kidseg.train.trained_images import images_of_model
 from trained import copied
 
 ROOT = Path(__file__).parents[1]
@@ -232,6 +233,7 @@ def test_the_shipped_starter(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     model = load_model(SHIPPED)
     assert model.header["model_card"]["licence"] == "Apache-2.0"
     assert {"renal_hu", "bright_hu"} <= set(model.header["training_range"])
+    assert images_of_model(model.header, SHIPPED).complete
     intervals = model.header["intervals"]
     assert set(intervals["ends"]) == {"kidney", "kidney+tumour", "tumour"}
     assert len(intervals["cases"]) == 189 and intervals["scans"] == "digital patients"
