@@ -13,7 +13,7 @@ import tomli_w
 
 from kidseg.checkpoint import read_header
 from kidseg.config import METHODS, dump, load
-from kidseg.config.renamed import RENAMED, new_name, with_new_names
+from kidseg.config.renamed import RENAMED, WITHOUT_LABEL_SHARE, new_name, with_new_names
 from kidseg.errors import UsageError
 from kidseg.model_file import STARTER, find_model
 
@@ -85,6 +85,23 @@ def test_settings_of_earlier_versions_are_read(method: str, tmp_path: Path) -> N
     file.write_text(dump(config))
     file.write_text(tomli_w.dumps(old_names(tomllib.loads(file.read_text()))))
     assert load(METHODS[method], file=file, stored=True) == config
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_share_of_labels_that_had_no_effect_does_not_keep_a_model_from_being_read(
+    method: str, tmp_path: Path
+) -> None:
+    """Nor a run from being resumed; where it has an effect, it stays."""
+    settings = tomllib.loads(dump(load(METHODS[method])))
+    settings["cohort"]["label_share"] = 0.1
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(settings))
+    kept = 1 / 3 if method in WITHOUT_LABEL_SHARE else 0.1
+    found: Any = load(METHODS[method], base=settings)
+    assert found.cohort.label_share == kept
+    assert load(METHODS[method], file=tmp_path / "config.toml", stored=True) == found
+    if method in WITHOUT_LABEL_SHARE:
+        with pytest.raises(UsageError, match="label_share has no effect here"):
+            load(METHODS[method], file=tmp_path / "config.toml")
 
 
 def test_every_member_of_the_starter_is_read() -> None:

@@ -22,7 +22,7 @@ from kidseg.cohort.stored import is_labelled, subject_of
 from kidseg.errors import InputError, KidsegError, KidsegWarning, UsageError
 from kidseg.io import read, save
 from kidseg.store import open_store
-from kidseg.train import Setup, make_store, preview
+from kidseg.train import Setup, make_store, preview, train
 from kidseg.train.case_selection import select_cases, split_cases
 from kidseg.train.request import Request
 from kidseg.train.setup import resolve
@@ -310,6 +310,29 @@ def test_stores_that_are_not_what_is_asked_for(store: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.row(26)
+@pytest.mark.parametrize(
+    ("name", "code"), [("liver", "no-kidney-label"), ("kidney", "no-tumour-label")]
+)
+def test_labels_that_a_method_needs_are_missed_before_cases_are_read(
+    name: str, code: str, tmp_path: Path
+) -> None:
+    """And the data set is named; its images are none, and are not looked at."""
+    root = tmp_path / "data"
+    write_ellipse_dataset(root, 3)
+    described = json.loads((root / "dataset.json").read_text())
+    described["labels"] = {"background": 0, name: 1, "spleen": 2}
+    (root / "dataset.json").write_text(json.dumps(described))
+    for image in (root / "imagesTr").iterdir():
+        image.write_bytes(image.name.encode())
+    for refused in (
+        lambda: train(root, tmp_path / "run", Setup(method="cascade"), device="cpu"),
+        lambda: preview(root, Setup(method="cascade")),
+    ):
+        with pytest.raises(InputError) as error:
+            refused()
+        assert error.value.code == code and error.value.path == str(root)
+
+
 def test_a_folder_that_cannot_be_is_found_before_cases_are_read(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     seen: list[object] = []

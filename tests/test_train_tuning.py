@@ -229,11 +229,14 @@ def check_regimes(method: Method, stage: Stage) -> None:
     assert select_trainable(stage, method, "all") is stage
     decoder = select_trainable(stage, method, "decoder")
     assert decoder is not None and decoder.trainable is not None
-    assert set(decoder.trainable) == names_of(net, ("up.", "decode.", "heads."))
+    assert set(decoder.trainable) == names_of(net, ("up.", "decode.", "last.", "heads."))
+    kept = {one.partition(".")[0] for one, _ in net.named_parameters()} - {"encode", "down"}
+    kept -= {"bridge", "bottleneck"}
+    assert kept == {one.partition(".")[0] for one in decoder.trainable}, "all after the coarsest"
     ends = select_trainable(stage, method, "ends")
     assert ends is not None and ends.trainable is not None
     blocks = [f"{block}.{k}." for block in ("encode", "down", "up", "decode") for k in (0, 1)]
-    assert set(ends.trainable) == names_of(net, (*blocks, "heads."))
+    assert set(ends.trainable) == names_of(net, (*blocks, "last.", "heads."))
     everything = {one for one, _ in net.named_parameters()}
     for chosen in (decoder, ends):
         assert 0 < len(set(chosen.trainable or ())) < len(everything)

@@ -179,34 +179,41 @@ def gather_cohort(
         validation=tuple(subject(case) for case in others if is_labelled(case)),
         unlabelled=tuple(subject(case) for case in others if not is_labelled(case)),
         schema=schema,
-        target=_target(store, schema, config),
+        target=_stated_target(schema, config, store.path) or target_of_store(store),
         plan=plan,
         config=config,
         findings=tuple(Finding(**entry) for case in store.cases for entry in case.findings),
     )
 
 
-def _target(store: Store, schema: LabelSchema, config: CohortConfig) -> Target:
-    """What networks learn of the labels of a store.
+def _stated_target(schema: LabelSchema, config: CohortConfig, path: Path) -> Target | None:
+    """What networks learn according to `cohort.target`; None: the labels as they are.
 
     Raises:
         InputError: "no-kidney-label", "no-tumour-label": no label has the name that is needed.
     """
-    if config.target == "merged":
-        return Target.merged(schema)
-    if config.target == "two":
-        return Target.two(schema)
-    if config.target == "tumour":
-        return Target.alone(schema, "tumour")
-    return target_of_store(store)
+    try:
+        match config.target:
+            case "merged":
+                return Target.merged(schema)
+            case "two":
+                return Target.two(schema)
+            case "tumour":
+                return Target.alone(schema, "tumour")
+    except InputError as error:
+        raise InputError(
+            error.cause, path=path, code=error.code, next_step=error.next_step
+        ) from None
+    return None
 
 
 def check_selection(schema: LabelSchema, config: CohortConfig, path: Path) -> None:
-    """Check that the regions in `cohort.selection` exist.
+    """Check that there are the regions of `cohort.selection` and the labels of `cohort.target`.
 
     Raises:
-        InputError: "unknown-region".
+        InputError: "unknown-region", "no-kidney-label", "no-tumour-label".
     """
+    _stated_target(schema, config, path)
     if unknown := set(config.selection) - set(schema.regions):
         raise InputError(
             f"the labels have no region {sorted(unknown)}; there are {sorted(schema.regions)}",

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from kidseg.config.catalogue import METHODS
 from kidseg.config.phantom import PhantomConfig
 from kidseg.config.problems import find_problems, next_step_of
-from kidseg.config.renamed import with_new_names
+from kidseg.config.renamed import as_now
 from kidseg.errors import InputError, UsageError
 from kidseg.registry import PRESETS, presets
 
@@ -60,10 +60,10 @@ def load(
 
     Args:
         kind: the dataclass, for example `PhantomConfig`.
-        base: the settings of a `preset`, or of a model; names of earlier versions are read.
+        base: the settings of a `preset`, or of a model; those of earlier versions are read.
         file: a TOML file; tables are nested dataclasses.
         overrides: "a.b=3"; the value is parsed as TOML, or taken as text if that fails.
-        stored: `file` was written by `dump`, so that names of earlier versions are read there, too.
+        stored: `file` was written by `dump`, so that those of earlier versions are read there, too.
 
     TOML has no null; "null" stands for None, in files and overrides.
 
@@ -72,7 +72,8 @@ def load(
         UsageError: an unknown key, a value of the wrong type or out of range.
     """
     given = {} if file is None else _read_toml(file)
-    data = _merged(with_new_names(base or {}), with_new_names(given) if stored else given)
+    method = next((name for name, config in METHODS.items() if config is kind), None)
+    data = _merged(as_now(base or {}, method), as_now(given, method) if stored else given)
     for override in overrides:
         key, found, text = override.partition("=")
         if not found or not key.strip():

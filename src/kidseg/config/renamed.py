@@ -1,11 +1,14 @@
-"""Settings that had another name: old files are read, and a user is told the new name."""
+"""Settings of earlier versions: models and runs that have them are read.
+
+A user who writes an old name is told the new one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["new_name", "with_new_names"]
+__all__ = ["as_now", "new_name", "with_new_names"]
 
 _STAGED = ("coarse", "resunet", "resnet")
 
@@ -25,6 +28,24 @@ RENAMED: Mapping[tuple[str, str], str] = {
     **{(each, "voxels"): "min_voxels" for each in ("kidney", "almost_nothing")},
 }
 """{(table, old name): new name}."""
+
+
+WITHOUT_LABEL_SHARE = ("multistage", "plain3d", "nnunet")
+"""Methods that ignored `cohort.label_share`, and refuse it now."""
+
+
+def as_now(settings: Mapping[str, Any], method: str | None) -> dict[str, Any]:
+    """Settings of any version as those of this one: new names, and none that had no effect.
+
+    Args:
+        settings: as plain data.
+        method: whose they are; None if they are not a method's.
+    """
+    named = with_new_names(settings)
+    cohort = named.get("cohort")
+    if method in WITHOUT_LABEL_SHARE and isinstance(cohort, Mapping):
+        named["cohort"] = {key: value for key, value in cohort.items() if key != "label_share"}
+    return named
 
 
 def new_name(table: str, key: str) -> str | None:

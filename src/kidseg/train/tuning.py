@@ -27,14 +27,16 @@ __all__ = [
 
 _REGIMES = {
     "all": ("*",),
-    "decoder": ("*.up.*", "*.decode.*", "*.heads.*"),
+    "decoder": ("*.up.*", "*.decode.*", "*.last.*", "*.heads.*"),
     "ends": (
         *(f"*.{block}.{k}.*" for block in ("encode", "down", "up", "decode") for k in (0, 1)),
+        "*.last.*",
         "*.heads.*",
     ),
 }
 """Patterns of the trainable parameters, of every network with an encoder and a decoder. Levels
-count from the finest, so the first two of the encoder are the last two of the decoder.
+count from the finest, so the first two of the encoder are the last two of the decoder; `last` is
+the norm before the output of a residual network.
 Source: La Barbera et al., ISBI 2021, table 1."""
 
 
