@@ -121,7 +121,7 @@ def _check_dataset(
         path=path,
         kind="dataset",
         n_cases=len(cases),
-        findings=tuple(findings),
+        findings=tuple(dict.fromkeys(findings)),  # of a series that is read for its labels, too
         facts=_facts(examined, dataset) | _structure_facts(examined, survey),
     )
 
