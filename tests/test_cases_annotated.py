@@ -192,6 +192,17 @@ def test_some_images_missing(tmp_path: Path) -> None:
     assert "some-images-missing" in codes(survey)
 
 
+def test_what_is_wrong_with_a_series_is_said_once_though_its_labels_need_it_too(
+    tmp_path: Path,
+) -> None:
+    annotated(tmp_path, [KIDNEY])
+    images = sorted((tmp_path / "images").iterdir(), key=lambda f: float(dcmread(f).InstanceNumber))
+    images[2].unlink()
+    found = [f for f in check(tmp_path, jobs=1).findings if "missing" in f.cause]
+    assert "images" in {Path(f.path).name for f in found}
+    assert len(found) == len(set(found))
+
+
 def test_without_references_the_frame_of_reference_decides_if_it_can(tmp_path: Path) -> None:
     series(tmp_path / "ct")
     save(structure_set([KIDNEY]), tmp_path / "rs.dcm")

@@ -114,6 +114,23 @@ def test_a_lesion_of_another_organ_is_no_label() -> None:
     assert found.match(structure("Segment", neoplasm, region=("SCT", "64033007"))).label == 2
 
 
+@pytest.mark.parametrize("name", ["lesion", "Tumor", "GTV", "Mass 2", "cyst", "Simple_Cyst_L"])
+def test_a_lesion_of_another_organ_is_no_label_whatever_its_name(name: str) -> None:
+    rules, neoplasm = default_rules(), ("SCT", "108369006")
+    liver, kidney = ("SCT", "10200004"), ("SCT", "64033007")
+    for coded in ((), (neoplasm,)) if "yst" not in name else ((),):
+        elsewhere = rules.match(structure(name, *coded, region=liver))
+        assert (elsewhere.label, elsewhere.reason) == (None, "none")
+        assert rules.match(structure(name, *coded, region=kidney)).label in (2, 3)
+        assert rules.match(structure(name, *coded)).label in (2, 3)
+
+
+@pytest.mark.parametrize("name", ["renal mass", "Kidney_Cyst", "Wilms tumour", "nephroblastoma"])
+def test_a_region_against_a_name_of_the_kidney_is_unclear(name: str) -> None:
+    found = default_rules().match(structure(name, region=("SCT", "10200004")))
+    assert (found.label, found.reason) == (None, "unclear") and "region" in found.said
+
+
 def test_a_code_that_contradicts_the_name_is_said() -> None:
     match = default_rules().match(structure("tumour", ("SCT", "64033007")))
     assert match.label is None and match.reason == "unclear"

@@ -349,6 +349,18 @@ def test_a_label_that_no_case_has(tmp_path: Path) -> None:
     assert all("spleen" in finding.cause for finding in report.findings)
 
 
+def test_labels_that_cannot_be_read_do_not_count_as_labels_that_never_occur(tmp_path: Path) -> None:
+    root = dataset(tmp_path, schema=KIDNEY_TUMOUR_CYST)
+    files = [case.labels for case in open_dataset(root).cases if case.labels is not None]
+    files[0].write_bytes(b"")
+    report = check(root)
+    (never,) = [finding for finding in report.findings if finding.code == "label-never-used"]
+    assert "cyst" in never.cause and "1 training cases whose labels can be read" in never.cause
+    files[1].write_bytes(b"")
+    report = check(root)
+    assert not report.ok and "label-never-used" not in codes(report)
+
+
 def test_the_ignore_label_is_expected(tmp_path: Path) -> None:
     root = dataset(tmp_path, ignore_label=3)
     labels = kidneys()

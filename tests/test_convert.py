@@ -279,6 +279,22 @@ def test_an_empty_label_has_no_surface(case: Path) -> None:
     assert warning["code"] == "no-surface" and "cyst" in warning["cause"]
 
 
+def test_labels_without_voxels_have_no_report_and_that_is_said(
+    case: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = read(case / "child_seg.nii.gz", LABELS).volume
+    save(Volume(labels.data * 0, labels.grid), case / "none.nii.gz")
+    words = ("convert", case / "none.nii.gz", "-o", case / "out", "--label", "1=kidney")
+    given = ("--ct", case / "ct", "--formats", "dicomseg,sr", "--json")
+    assert call_cli(*words, *given) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["outputs"] == ["none_seg.dcm"]
+    (warning,) = (one for one in made["warnings"] if one["code"] == "empty-report")
+    assert warning["path"].endswith("none_report.dcm")
+    assert call_cli(*words, "--formats", "stl", "--overwrite") == 0
+    assert "Wrote nothing but its record into" in capsys.readouterr().out
+
+
 def test_assumed_names_are_those_of_labels_that_occur(case: Path) -> None:
     """Nobody said that there is a cyst, so no object says that there is none."""
     labels = read(case / "child_seg.nii.gz", LABELS)

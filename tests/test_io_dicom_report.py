@@ -99,6 +99,35 @@ def test_segments_have_their_volumes_and_tracking_identifiers(tmp_path: Path, ki
     assert len({group.tracking_uid for group in groups(report)}) == len(groups(report))
 
 
+@pytest.mark.parametrize("kind", ["axial", "uneven", "multi-frame"])
+@pytest.mark.parametrize("schema", [SCHEMA, LabelSchema.from_names({2: "tumour"})])
+def test_groups_name_the_images_of_their_voxels_also_of_the_only_label(
+    tmp_path: Path, kind: str, schema: LabelSchema
+) -> None:
+    source, labels = make_case(tmp_path, kind)
+    labels.data[~torch.isin(labels.data, torch.tensor(schema.ids))] = 0
+    found = groups(written((source, labels), schema)[0])
+    uids, seen = [str(header.SOPInstanceUID) for header in source.headers], set()
+    for group in found:
+        segment, *items = (each.ReferencedSOPSequence[0] for each in group.referenced_segment)
+        seen.add(segment.ReferencedSegmentNumber)
+        images = {
+            (each.ReferencedSOPInstanceUID, *np.atleast_1d(each.get("ReferencedFrameNumber", [])))
+            for each in items
+        }
+        number = sorted(schema.ids)[segment.ReferencedSegmentNumber - 1]
+        slices = (labels.data[0] == number).flatten(1).any(1).nonzero().flatten().tolist()
+        places = [(source.lps_from_index @ (k, 0, 0, 1))[:3] for k in slices]
+        drawn = [k for place in places if (k := source.image_at(place)) is not None]
+        if kind == "multi-frame":
+            assert images == {(uids[0], *sorted(int(source.frames[k]) + 1 for k in drawn))}
+        elif kind == "axial":
+            assert images == {(uids[k],) for k in drawn} and drawn
+        else:  # slices of a repaired series are made from several images
+            assert images == {(uid,) for uid in uids}
+    assert seen == set(range(1, len(schema.ids) + 1))
+
+
 def test_every_measure_is_read_again_with_its_interval(tmp_path: Path) -> None:
     report, _, exported = written(two_kidneys(tmp_path), KIDNEY_TUMOUR)
     found = groups(report)

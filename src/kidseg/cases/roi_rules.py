@@ -64,6 +64,7 @@ _OLD_TUMOURS = {
     "R-FB83F",
 }  # SNOMED RT of the same
 _SUBTRACTED = re.compile(r"kidney.*-\s*gtv", re.IGNORECASE)  # AAPM TG-263: "-" is "without"
+_RENAL = re.compile(r"kidney|\bren(al)?\b|wilm|neph", re.IGNORECASE)  # in names of lesions
 _CYSTS = {("SCT", "367643001"), ("SRT", "M-3340A")}
 
 
@@ -119,6 +120,12 @@ class RoiRules:
             return Match(label=ruled[0], reason="rule")
         coded = _coded(structure)
         named, why = _named(structure.words) if self.is_default else (None, "")
+        if named in ("tumour", "cyst") and _is_elsewhere(structure):
+            if not _RENAL.search(structure.words):  # a lesion, but of another organ
+                return Match(label=None, reason="none")
+            organ = ", ".join(code.meaning or code.value for code in structure.regions)
+            said = f"its name says {named} of the kidney, its anatomic region {organ}"
+            return Match(label=None, reason="unclear", said=said)
         if coded is not None and named is not None and coded != named:
             said = f"its code says {coded}, its name {named}"
             return Match(label=None, reason="unclear", said=said)
@@ -281,8 +288,12 @@ def _coded(structure: Structure) -> Meaning | None:
     if len(found) != 1:
         return None
     (meaning,) = found
-    elsewhere = structure.regions and not any(_key(c) in _KIDNEYS for c in structure.regions)
-    return None if meaning != "kidney" and elsewhere else meaning
+    return None if meaning != "kidney" and _is_elsewhere(structure) else meaning
+
+
+def _is_elsewhere(structure: Structure) -> bool:
+    """Is its anatomic region stated, and no kidney?"""
+    return bool(structure.regions) and not any(_key(c) in _KIDNEYS for c in structure.regions)
 
 
 def _key(code: Code) -> tuple[str, str]:

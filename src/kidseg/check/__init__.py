@@ -121,7 +121,7 @@ def _check_dataset(
         path=path,
         kind="dataset",
         n_cases=len(cases),
-        findings=tuple(findings),
+        findings=tuple(dict.fromkeys(findings)),  # of a series that is read for its labels, too
         facts=_facts(examined, dataset) | _structure_facts(examined, survey),
     )
 
@@ -167,9 +167,12 @@ def _unclear_labels(dataset: Dataset) -> tuple[Finding, ...]:
 
 
 def _unused_labels(training: Sequence[Examined], dataset: Dataset) -> Iterator[Finding]:
-    if not training:
+    read = [one for one in training if one.has_labels]
+    if not read:  # what is wrong with their labels is said of each
         return
-    used = {label for one in training for label in one.voxels}
+    used = {label for one in read for label in one.voxels}
+    cases = f"{len(read)} training cases"
+    cases += "" if len(read) == len(training) else " whose labels can be read"
     # Not every patient has a tumour or a cyst.
     lesions = dataset.schema.ids_of("tumour", "cyst")
     for label in dataset.schema.labels:
@@ -177,8 +180,7 @@ def _unused_labels(training: Sequence[Examined], dataset: Dataset) -> Iterator[F
             yield Finding(
                 code="label-never-used",
                 path=str(dataset.root),
-                cause=f"label {label.id} ({label.name}) occurs in none of the {len(training)} "
-                "training cases",
+                cause=f"label {label.id} ({label.name}) occurs in none of the {cases}",
                 next_step="Check that the labels are complete and their numbers correct.",
                 severity="warning" if label.id in lesions else "error",
             )

@@ -33,6 +33,7 @@ class Examined:
         native: the same grid in the voxel order of the file.
         digest: of the voxel values of all channels; None unless all were readable.
         labels_digest: of the labels; None without any.
+        has_labels: its labels were read.
         voxels: {label: number of voxels}, of the labels that occur.
         ml: {label: volume}.
         structures: volumes of the structures of a DICOM annotation.
@@ -44,6 +45,7 @@ class Examined:
     native: Grid | None = None
     digest: str | None = None
     labels_digest: str | None = None
+    has_labels: bool = False
     voxels: dict[int, int] = field(default_factory=dict)
     ml: dict[int, float] = field(default_factory=dict)
     structures: tuple[StructureVolume, ...] = ()
@@ -127,6 +129,7 @@ def _labels(found: Examined, dataset: Dataset, options: ReadOptions) -> Scan | N
     scan = _read(found, path, asked, first=not found.case.images)
     if scan is None:
         return None
+    found.has_labels = True
     found.structures = scan.structures
     judged = judge_labels(scan, dataset.schema.names, dataset.ignore_label)
     found.findings += judged.findings

@@ -163,7 +163,8 @@ def _convert_all(
 def conversion_text(made: Mapping[str, Any], out: Path) -> str:
     """What was written, and what is to be known of it."""
     names = ", ".join(f"{number} {name}" for number, name in made["labels"].items())
-    lines = wrapped(f"Wrote {', '.join(made['outputs'])} into {out}. Labels: {names}.")
+    written = ", ".join(made["outputs"]) or "nothing but its record"
+    lines = wrapped(f"Wrote {written} into {out}. Labels: {names}.")
     for name, surface in made.get("surfaces", {}).items():
         lines += wrapped(
             f"Surface of {name}: {surface['volume_ml']:.2f} ml, {surface['change']:+.2%} from the"

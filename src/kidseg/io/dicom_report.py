@@ -10,6 +10,7 @@ Source: DICOM PS3.16, TID 1500 (Measurement Report), TID 1411 (Volumetric ROI Me
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -209,7 +210,6 @@ def _group(
         AlgorithmIdentification,
         FindingSite,
         QualitativeEvaluation,
-        ReferencedSegment,
         VolumetricROIMeasurementsAndQualitativeEvaluations,
     )
     from pydicom.sr.codedict import codes
@@ -227,7 +227,7 @@ def _group(
     )
     return VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(reported, segmentation.SegmentSequence[number - 1], source),
-        referenced_segment=ReferencedSegment.from_segmentation(segmentation, number),
+        referenced_segment=_referenced(segmentation, number, source),
         finding_category=concept(term.category),
         finding_type=concept(term.kind),
         algorithm_id=algorithm,
@@ -241,6 +241,38 @@ def _group(
             _measurement(value, origin) for value in reported.values if value.name in CODED
         ],
         qualitative_evaluations=[incomplete] if reported.is_partial else None,
+    )
+
+
+def _referenced(segmentation: Dataset, number: int, source: SourceSeries) -> Any:
+    """The segment, and the images that its frames were made from; else all of the series.
+
+    `ReferencedSegment.from_segmentation` fails where there is one segment only, which is stated
+    once for all frames, and names one frame of a multi-frame image only.
+    """
+    from highdicom.sr import ReferencedSegment, SourceImageForSegmentation
+
+    (shared,) = segmentation.SharedFunctionalGroupsSequence
+    frames_of = defaultdict[tuple[str, str], list[int]](list)
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
+        own = frame if "SegmentIdentificationSequence" in frame else shared
+        if own.SegmentIdentificationSequence[0].ReferencedSegmentNumber != number:
+            continue
+        for derivation in frame.get("DerivationImageSequence") or []:
+            (image,) = derivation.SourceImageSequence
+            at = image.get("ReferencedFrameNumber")
+            key = image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID
+            frames_of[key] += [] if at is None else [int(at)]
+    if not frames_of:  # slices of a repaired series
+        frames_of |= {(one.SOPClassUID, one.SOPInstanceUID): [] for one in source.headers}
+    return ReferencedSegment(
+        sop_class_uid=segmentation.SOPClassUID,
+        sop_instance_uid=segmentation.SOPInstanceUID,
+        segment_number=number,
+        source_images=[
+            SourceImageForSegmentation(kind, uid, referenced_frame_numbers=sorted(frames) or None)
+            for (kind, uid), frames in frames_of.items()
+        ],
     )
 
 

@@ -55,7 +55,7 @@ class WrittenLabels:
 
     Attributes:
         files: {temporary file: file to be}.
-        findings: "label-without-code", "no-surface", "surface-volume".
+        findings: "label-without-code", "no-surface", "surface-volume", "empty-report".
         facts: "surfaces": volume of the surface and of the voxels in ml, and its relative change.
     """
 
@@ -97,6 +97,9 @@ def write_label_files(
     for file in (file for file in files if file.format == "sr"):
         if _write_report(exported, at["dicomseg"], at["sr"]):
             written[at["sr"]] = file.path
+        else:
+            cause = "not written: no label has voxels, so there is nothing to report"
+            findings.append(Finding(code="empty-report", path=str(file.path), cause=cause))
     return WrittenLabels(
         files=written, findings=tuple(findings), facts=_facts(exported.schema, surfaces)
     )
