@@ -261,8 +261,12 @@ def test_every_unit_and_name_is_one_of_dicom() -> None:
 @pytest.mark.slow
 @needs_dciodvfy
 @pytest.mark.parametrize("kind", [*KINDS, "kidneys"])
-def test_it_conforms_to_dicom(tmp_path: Path, kind: str) -> None:
-    case = two_kidneys(tmp_path) if kind == "kidneys" else make_case(tmp_path / "ct", kind)
-    report, _, _ = written(case)
+@pytest.mark.parametrize("schema", [SCHEMA, LabelSchema.from_names({2: "tumour"})])
+def test_it_conforms_to_dicom(tmp_path: Path, kind: str, schema: LabelSchema) -> None:
+    source, labels = (
+        two_kidneys(tmp_path) if kind == "kidneys" else make_case(tmp_path / "ct", kind)
+    )
+    labels.data[~torch.isin(labels.data, torch.tensor(schema.ids))] = 0
+    report, _, _ = written((source, labels), schema)
     report.save_as(tmp_path / "sr.dcm")
     assert_conforms(tmp_path / "sr.dcm", "ComprehensiveSR")
