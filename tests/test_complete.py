@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from commands import call_cli
 from ellipses import SLICES, write_ellipse_dataset
+from kidseg.checkpoint import load_model, save_model
 from kidseg.complete import complete
 from kidseg.errors import InputError, UsageError
 from kidseg.geometry import Volume
@@ -206,6 +208,26 @@ def test_only_members_that_count_in_the_scan_are_trained(trained: Path, tmp_path
         scan_of(trained / "data"), drawn, tmp_path / "alone", model=trained / "run", steps=1
     )
     assert entry["volumes_ml"] == alone["volumes_ml"]
+
+
+def test_a_step_has_eight_slices_at_most_also_of_a_model_that_was_trained_with_more(
+    trained: Path, tmp_path: Path
+) -> None:
+    drawn = draw(trained / "data", tmp_path / "drawn.nii.gz", [2, 5])
+    usual = load_model(trained / "run" / "model.safetensors")
+    doubt = {}
+    for size in (2, 8, 32):
+        file = tmp_path / f"{size}.safetensors"
+        config = copy.deepcopy(dict(usual.header["config"]))
+        config["segment"]["batch_size"] = size
+        save_model(file, usual.parts, {**usual.header, "config": config})
+        out = tmp_path / f"out-{size}"
+        complete(
+            scan_of(trained / "data"), drawn, out, model=file, steps=5, formats=("nii", "entropy")
+        )
+        doubt[size] = nibabel.load(next(out.glob("*entropy*"))).get_fdata()
+    np.testing.assert_array_equal(doubt[8], doubt[32])
+    assert (doubt[2] != doubt[8]).any()
 
 
 BAD = {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cohorts import PLAN, TARGET, VOLUMES
-from kidseg.checkpoint import save_model
+from kidseg.checkpoint import load_model, save_model
 from kidseg.config import (
     HomogenizedConfig,
     LocalizerConfig,
@@ -71,6 +71,18 @@ def test_with_a_model_it_is_the_models_method_settings_and_plan(model: Path) -> 
     (model.parent / "run").mkdir()
     shutil.copy(model, model.parent / "run" / "model.safetensors")
     assert resolve(Setup(start=model.parent / "run")).config == CONFIG
+
+
+def test_a_model_of_another_machine_does_not_set_the_number_of_workers(
+    model: Path, tmp_path: Path
+) -> None:
+    known = load_model(model)
+    file = tmp_path / "far.safetensors"
+    save_model(
+        file, known.parts, {**known.header, "config": {**known.header["config"], "workers": 7}}
+    )
+    assert resolve(Setup(start=file)).config.workers is None
+    assert resolve(Setup(start=file, overrides=["workers=3"])).config.workers == 3
 
 
 def test_settings_lie_over_one_another(model: Path, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ _EPOCHS = 5
 # digital patients of seed 9191, see docs/complete.md.
 _RATE = 1 / 3
 _AVERAGE = 0.95
+# Slices of a step, at most: drawn slices are few, and a member that was trained on a GPU has more.
+_BATCH = 8
 _STAGE = "segment"
 _IGNORE = 255
 
@@ -133,6 +135,7 @@ def _method(member: Model, epochs: int, steps: int, device: str, path: Path) -> 
     stage = replace(
         own,
         epochs=epochs,
+        batch_size=min(own.batch_size, _BATCH),
         min_epochs=0,
         patience=None,
         budget_s=None,

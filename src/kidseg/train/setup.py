@@ -150,7 +150,8 @@ def settings_from(
 ) -> Any:
     """The settings with which a model is fine-tuned: its own, with those of a setup over them.
 
-    The precision is the device's best, unless the model has fp32.
+    The precision is the device's best, unless the model has fp32, and the number of processes that
+    make batches is this machine's, not that of the machine that trained the model.
 
     Args:
         base: settings of the model, as plain data.
@@ -162,7 +163,8 @@ def settings_from(
         UsageError: "reference-of-model": the model keeps its reference; see `overrides_of`,
             `preset` and `load`.
     """
-    pinned = _pinned(method, {**base, "precision": as_fast(base.get("precision", "auto"))})
+    here = {"precision": as_fast(base.get("precision", "auto")), "workers": None}
+    pinned = _pinned(method, {**base, **here})
     own: Any = load(METHODS[method], base=pinned)
     if setup.preset is not None:
         unet = {key: pinned["unet"][key] for key in _DEPTH} if hasattr(own, "network") else None
