@@ -309,7 +309,6 @@ def test_stores_that_are_not_what_is_asked_for(store: Path, tmp_path: Path) -> N
     assert summary["cases"]["validation"] == [validation]
 
 
-@pytest.mark.row(26)
 @pytest.mark.parametrize(
     ("name", "code"), [("liver", "no-kidney-label"), ("kidney", "no-tumour-label")]
 )
@@ -333,6 +332,7 @@ def test_labels_that_a_method_needs_are_missed_before_cases_are_read(
         assert error.value.code == code and error.value.path == str(root)
 
 
+@pytest.mark.row(26)
 def test_a_folder_that_cannot_be_is_found_before_cases_are_read(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     seen: list[object] = []
