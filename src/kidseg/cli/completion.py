@@ -67,7 +67,7 @@ def complete(
 
     The drawn slices stay as they are. A slice with any label counts as drawn, so draw all kidneys
     and tumours in it; one slice in six is a good start. The model is trained further on these
-    slices, about a minute on a CPU, segments the others, and is not kept.
+    slices, some minutes on a CPU, segments the others, and is not kept.
 
     Example: kidseg complete scan.nii.gz drawn.nii.gz -o result
     """
