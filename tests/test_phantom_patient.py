@@ -18,6 +18,8 @@ from kidseg.io.orientation import canonical
 from kidseg.phantom import ORGANS, DigitalPatient, draw_patient, make_patient
 from kidseg.phantom.patient import draw_age, draw_phase
 
+pytestmark = pytest.mark.ci
+
 SMALL = PhantomConfig(size=64, max_slices=20, phase="early-arterial", tumour_share=1.0)
 
 
@@ -58,7 +60,6 @@ def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert same(*made)
 
 
-@pytest.mark.ci
 def test_the_same_child_comes_at_any_size(patients: list[DigitalPatient]) -> None:
     finer = make_patient(
         PhantomConfig(size=128, max_slices=40, phase="early-arterial", tumour_share=1.0),
@@ -126,7 +127,6 @@ def test_kidneys_are_brighter_than_what_surrounds_them(patients: list[DigitalPat
         assert hu[labels == 1].mean() > hu[labels == 2].mean()
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize(
     ("kidneys", "tumours", "parts"),
     [
@@ -157,7 +157,6 @@ def test_without_tumours_there_are_none() -> None:
     assert healthy.truth["kidney_ml"] > 0
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize("age", [0.0, 16.0])
 def test_the_youngest_and_the_oldest(age: float) -> None:
     config = PhantomConfig(size=64, max_slices=10, ages_years=(age, age))
@@ -167,7 +166,6 @@ def test_the_youngest_and_the_oldest(age: float) -> None:
     assert (patient.labels.data == 1).any()
 
 
-@pytest.mark.ci
 def test_rotation_stays_within_the_settings() -> None:
     straight = PhantomConfig(size=32, max_slices=4, max_angle_deg=0.0)
     assert make_patient(straight, seed=0, index=0).truth["pose"]["angle_deg"] == 0.0
@@ -230,7 +228,6 @@ def test_adults_are_not_of_the_childrens_variety() -> None:
         PhantomConfig(ages_years=(0.0, 91.0))
 
 
-@pytest.mark.ci
 def test_an_adult_with_a_mass_is_consistent() -> None:
     config = PhantomConfig(size=96, max_slices=40, ages_years=(60.0, 60.0), tumour_share=1.0)
     patient = make_patient(config, seed=5, index=2)
@@ -250,7 +247,6 @@ def test_phases_are_the_chosen_one_or_mostly_early_arterial() -> None:
     assert len(mixed) == 4
 
 
-@pytest.mark.ci
 def test_arms_and_table_can_be_asked_for(patients: list[DigitalPatient]) -> None:
     """The same child in the same field; only arms and table come and go."""
     number = next(number for number, name in ORGANS.items() if name == "arm")
@@ -264,7 +260,6 @@ def test_arms_and_table_can_be_asked_for(patients: list[DigitalPatient]) -> None
     assert with_arms.truth["scanner"]["table"] == patients[0].truth["scanner"]["table"] is not None
 
 
-@pytest.mark.ci
 def test_a_drawn_patient_is_rendered_on_other_voxels_too() -> None:
     drawn = draw_patient(SMALL, seed=11, index=0)
     grid = drawn.scanner.grid()

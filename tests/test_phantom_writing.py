@@ -22,6 +22,8 @@ from kidseg.io.atomic import disk_full
 from kidseg.phantom import DigitalPatient, make_patient, write_patients, writing
 from kidseg.phantom.writing import Layout
 
+pytestmark = pytest.mark.ci
+
 TINY = PhantomConfig(size=48, max_slices=10)
 MADE: dict[Layout, int] = {"nnunet": 2, "kits19": 1, "dicom": 1}
 LABELS = ReadOptions(values="labels")
@@ -96,7 +98,6 @@ def test_kits19_stores_slices_first_from_head_to_foot(made: dict[str, Path]) -> 
     assert nibabel.aff2axcodes(image.affine) == ("I", "P", "L")
 
 
-@pytest.mark.ci
 def test_a_patient_does_not_depend_on_the_others(made: dict[str, Path], tmp_path: Path) -> None:
     write_patients(tmp_path / "one", TINY, patients=1, seed=5)
     both, one = contents(made["nnunet"]), contents(tmp_path / "one")
@@ -120,7 +121,6 @@ def test_two_processes_write_the_same_bytes(made: dict[str, Path], tmp_path: Pat
     assert seen == [(1, 2), (2, 2)]
 
 
-@pytest.mark.ci
 def test_the_summary_is_plain_and_complete(tmp_path: Path) -> None:
     summary = write_patients(tmp_path / "out", TINY, patients=1, seed=0)
     summary = json.loads(json.dumps(summary, allow_nan=False))
@@ -148,7 +148,6 @@ def test_no_patient_is_refused(tmp_path: Path, patients: int) -> None:
     assert refused.value.code == "no-patients" and not list(tmp_path.iterdir())
 
 
-@pytest.mark.ci
 def test_overwrite_replaces_patients_only(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_patients(out, TINY, patients=2, seed=0)
@@ -160,7 +159,6 @@ def test_overwrite_replaces_patients_only(tmp_path: Path) -> None:
     assert check(out).n_cases == 1
 
 
-@pytest.mark.ci
 def test_overwrite_may_change_the_layout(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for layout in LAYOUTS:
@@ -198,7 +196,6 @@ def test_spaces_and_unicode_in_the_path(tmp_path: Path) -> None:
     assert check(out).ok
 
 
-@pytest.mark.ci
 @pytest.mark.fault("disk full")
 def test_a_full_disk_leaves_whole_patients_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -222,7 +219,6 @@ def test_a_full_disk_leaves_whole_patients_only(
     assert not (out / ".writing").exists()
 
 
-@pytest.mark.ci
 @pytest.mark.fault("disk full")
 @pytest.mark.parametrize(
     ("n_files", "layout"),
@@ -256,7 +252,6 @@ def test_a_disk_full_before_the_first_patient_leaves_nothing_in_the_way(
     write_patients(out, TINY, patients=1, seed=5, layout=layout)
 
 
-@pytest.mark.ci
 def test_a_full_disk_removes_only_what_it_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +269,6 @@ def test_a_full_disk_removes_only_what_it_made(
     write_patients(tmp_path, TINY, patients=1, seed=5, overwrite=True)
 
 
-@pytest.mark.ci
 def test_an_interrupted_run_leaves_no_half_patient_and_can_be_repeated(
     made: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -306,7 +300,6 @@ def test_a_file_in_the_way_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "mine"
 
 
-@pytest.mark.ci
 def test_the_broad_cohort_comes_in_many_orientations_and_reads_alike(tmp_path: Path) -> None:
     broad = PhantomConfig(size=32, max_slices=4, variety="broad", ages_years=(2.0, 3.0))
     out = tmp_path / "broad"

@@ -36,6 +36,8 @@ from kidseg.segment.removal import Decided
 from kidseg.train import Setup, train
 from test_segment import SETTINGS, labels_of
 
+pytestmark = pytest.mark.ci
+
 CROP = (
     "crop.localizer.size=32",
     "crop.localizer.pooled=4",
@@ -507,7 +509,6 @@ def test_many_panels_continue_in_further_rows(
     assert len(tops) == down
 
 
-@pytest.mark.ci
 def test_on_the_command_line(
     data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("method", "overrides"), [("plain", TINY), ("homogenized", HOMOGENIZED)])
 def test_files_and_store_give_the_same_bits(
     data: Path, store: Path, tmp_path: Path, method: str, overrides: tuple[str, ...]
