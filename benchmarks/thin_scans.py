@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -66,16 +67,18 @@ def main() -> None:
 def of_members(model: Model, chosen: Sequence[int]) -> Predictor:
     """These members, which count in all scans, with the decision of the whole."""
     known = members_of(model)
-    one = as_one([known[k] for k in chosen])
-    headers = [
-        {name: value for name, value in member.header.items() if name != ONLY_IN}
-        for member in (known[k] for k in chosen)
-    ]
-    header = {**headers[0], "members": headers, "decision": model.header.get("decision", {})}
+    one = as_one([without_limit(known[k]) for k in chosen])
+    header = {**one.header, "decision": model.header.get("decision", {})}
     with TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         save_model(file, one.parts, header)
         return load_predictor(file, device="cpu")
+
+
+def without_limit(member: Model) -> Model:
+    """The member, which counts in all scans."""
+    header = {name: value for name, value in member.header.items() if name != ONLY_IN}
+    return replace(member, header=header)
 
 
 def slab(labels: Volume, cover_mm: float, rng: np.random.Generator) -> tuple[int, int]:
