@@ -3,13 +3,23 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import FrozenInstanceError, asdict, replace
+from dataclasses import FrozenInstanceError, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kidseg.config import METHODS, CropConfig, PhantomConfig, dump, load, schema
+from kidseg.config import (
+    METHODS,
+    CropConfig,
+    OptimizerConfig,
+    PhantomConfig,
+    StageConfig,
+    dump,
+    load,
+    passed_on,
+    schema,
+)
 from kidseg.errors import InputError, UsageError
 
 
@@ -304,3 +314,61 @@ def _at(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
     for name in path:
         tree = tree[name]
     return tree
+
+
+def _stages(config: Any) -> dict[str, StageConfig]:
+    """The stages of a method by the name of their setting."""
+    own = {field.name: getattr(config, field.name) for field in fields(config)}
+    found = {name: value for name, value in own.items() if isinstance(value, StageConfig)}
+    for name, value in own.items():
+        if is_dataclass(value) and not isinstance(value, StageConfig):
+            found |= {f"{name}.{key}": stage for key, stage in _stages(value).items()}
+    return found
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_model_does_not_pass_on_how_long_its_own_training_was(method: str) -> None:
+    kind: Any = METHODS[method]
+    long = StageConfig(
+        epochs=777,
+        min_epochs=3,
+        patience=333,
+        batch_size=6,
+        steps=1000,
+        budget_s=691.0,
+        average=0.99,
+        optimizer=OptimizerConfig(learning_rate=0.5),
+    )
+    settings = [
+        f"{name}.{key}={value}"
+        for name in _stages(kind())
+        for key, value in asdict(long).items()
+        if key != "optimizer"
+    ]
+    settings += [f"{name}.optimizer.learning_rate=0.5" for name in _stages(kind())]
+    settings += ["budget_s=691", "workers=7", "cohort.validation_share=0.01", "test_time_flip=true"]
+    model = load(kind, overrides=settings)
+    assert model.workers == 7 and all(each.epochs == 777 for each in _stages(model).values())
+
+    started, usual = load(kind, base=passed_on(asdict(model), method)), kind()
+    assert started.test_time_flip and started.workers is None is started.budget_s
+    assert started.cohort == usual.cohort
+    assert _stages(started).keys() == _stages(usual).keys() and _stages(usual)
+    for name, stage in _stages(started).items():
+        own = _stages(usual)[name]
+        assert stage == replace(
+            own,
+            batch_size=6,
+            average=0.99,
+            optimizer=replace(own.optimizer, learning_rate=0.5),
+        ), name
+    again = passed_on(asdict(started), method)
+    assert load(kind, base=again) == started, "what is the default stays"
+
+
+def test_what_a_method_switches_on_passes_on_no_length_either() -> None:
+    crop = {"crop": {"target": "slice", "stage": {"epochs": 777, "batch_size": 6}}}
+    assert passed_on(crop, "homogenized") == {
+        "crop": {"target": "slice", "stage": {"batch_size": 6}}
+    }
+    assert passed_on({"crop": None, "budget_clock": "processor"}, "homogenized") == {"crop": None}

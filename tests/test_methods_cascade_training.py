@@ -365,7 +365,7 @@ def test_from_files_to_labels_resumed_and_fine_tuned(data: Path, tmp_path: Path)
     assert header["labels"]["target"]["channels"] == [[1], [2]]
     assert header["config"]["correct"]["size"] == [8, 48]
 
-    tuned = Setup(method="cascade", start=model, tune="refine.*")
+    tuned = Setup(method="cascade", start=model, tune="refine.*", overrides=settings)
     more = train(data, tmp_path / "tuned", replace(tuned, validation=["ellipse_002"]), device="cpu")
     assert tuple(more["stages"]) == ("refine",)
 

@@ -28,7 +28,7 @@ from kidseg.serve.application import create_app
 from kidseg.serve.audit_log import AuditLog
 from kidseg.serve.images import FINAL, Image, ImageStore
 from kidseg.serve.learned_from import names_said, read_submitted
-from kidseg.serve.learning import divided, mean_dice, shortened
+from kidseg.serve.learning import divided, mean_dice
 from kidseg.serve.next_sample import STRATEGIES, choose_next
 from kidseg.serve.policy import Limits, Serving
 from kidseg.serve.refusals import RefusedError
@@ -544,17 +544,6 @@ def test_labels_that_are_read_leave_threads_for_other_requests(root: Path, tmp_p
             assert save(None) == 429
         assert [*waiting] == [200, 200]
     assert save(None) == 200 and service.door._busy == 0
-
-
-def test_an_epoch_of_a_client_is_one_pass_over_the_images() -> None:
-    def asked(slices: int, **segment: Any) -> list[str]:
-        return shortened({"config": {"segment": segment}}, slices)
-
-    assert asked(400, steps=1000, batch_size=8) == ["--set", "segment.steps=50"]
-    assert asked(401, steps=1000, batch_size=8) == ["--set", "segment.steps=51"]
-    assert asked(3, steps=1000, batch_size=8) == ["--set", "segment.steps=20"]
-    assert asked(400, steps=50, batch_size=8) == asked(400, steps=3, batch_size=8) == []
-    assert asked(400, steps=None, batch_size=8) == [] == shortened({"config": {}}, 400)
 
 
 @pytest.fixture

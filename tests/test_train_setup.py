@@ -73,16 +73,21 @@ def test_with_a_model_it_is_the_models_method_settings_and_plan(model: Path) -> 
     assert resolve(Setup(start=model.parent / "run")).config == CONFIG
 
 
-def test_a_model_of_another_machine_does_not_set_the_number_of_workers(
-    model: Path, tmp_path: Path
-) -> None:
+def test_the_length_of_a_training_is_not_the_models(model: Path, tmp_path: Path) -> None:
     known = load_model(model)
+    config = {**known.header["config"], "workers": 7, "budget_s": 691.0}
+    config["segment"] = {**config["segment"], "steps": 1000, "epochs": 3, "batch_size": 5}
+    config["cohort"] = {**config["cohort"], "validation_share": 0.01, "label_share": 0.2}
     file = tmp_path / "far.safetensors"
-    save_model(
-        file, known.parts, {**known.header, "config": {**known.header["config"], "workers": 7}}
+    save_model(file, known.parts, {**known.header, "config": config})
+    here: PlainConfig = resolve(Setup(start=file)).config
+    assert here == replace(
+        CONFIG,
+        segment=replace(CONFIG.segment, batch_size=5),
+        cohort=replace(CONFIG.cohort, label_share=0.2),
     )
-    assert resolve(Setup(start=file)).config.workers is None
-    assert resolve(Setup(start=file, overrides=["workers=3"])).config.workers == 3
+    asked = resolve(Setup(start=file, overrides=["workers=3", "segment.steps=4"])).config
+    assert (asked.workers, asked.segment.steps) == (3, 4)
 
 
 def test_settings_lie_over_one_another(model: Path, tmp_path: Path) -> None:

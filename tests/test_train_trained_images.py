@@ -15,8 +15,8 @@ from kidseg.io import read
 from kidseg.train import Setup, train
 from kidseg.train.trained_images import TrainedImages, images_of_model
 
-TINY = ("view.size=32", "unet.size=32", "unet.features=2", "precision=fp32")
-TINY += ("segment.epochs=1", "segment.min_epochs=0", "segment.steps=1", "segment.batch_size=3")
+SHORT = ("segment.epochs=1", "segment.min_epochs=0", "segment.steps=1", "segment.batch_size=3")
+TINY = ("view.size=32", "unet.size=32", "unet.features=2", "precision=fp32", *SHORT)
 
 
 def said(*voxels: str, complete: bool = True) -> dict[str, Any]:
@@ -31,7 +31,12 @@ def test_a_model_knows_its_images_and_those_of_its_start(tmp_path: Path) -> None
         files = sorted((tmp_path / name / "imagesTr").iterdir())
         digests[name] = {voxels_sha256(read(file).volume) for file in files}
     train(tmp_path / "first", tmp_path / "a", Setup(method="plain", overrides=TINY), device="cpu")
-    train(tmp_path / "second", tmp_path / "b", Setup(start=tmp_path / "a"), device="cpu")
+    train(
+        tmp_path / "second",
+        tmp_path / "b",
+        Setup(start=tmp_path / "a", overrides=SHORT),
+        device="cpu",
+    )
     for run, wanted in (("a", digests["first"]), ("b", digests["first"] | digests["second"])):
         model = tmp_path / run / "model.safetensors"
         found = images_of_model(read_header(model), model)

@@ -296,6 +296,7 @@ TINY = (
     "segment.steps=2",
     "segment.batch_size=6",
 )
+SHORT = TINY[4:]
 POSE = (
     "pose.localizer.size=32",
     "pose.localizer.pooled=4",
@@ -342,7 +343,7 @@ def goes_on(root: Path, out: Path, data: str = "data", **asked: Any) -> dict[str
 def test_only_the_decoder_moves_and_no_statistic_of_a_frozen_norm(
     root: Path, tmp_path: Path
 ) -> None:
-    summary = goes_on(root, tmp_path / "run", tune="decoder")
+    summary = goes_on(root, tmp_path / "run", tune="decoder", overrides=SHORT)
     (_, before), (_, after) = model_of(root / "run"), model_of(tmp_path / "run")
     assert before.keys() == after.keys()
     moving = ("segment.up.", "segment.decode.", "segment.heads.")
@@ -368,7 +369,7 @@ def test_calibration_of_the_model_is_not_in_the_new_one_and_that_is_said(
     calibrated = {"decision": {"tumour": 2.0}, "intervals": {"level": 0.9}}
     start = tmp_path / "start.safetensors"
     save_model(start, model.parts, {**model.header, **calibrated})
-    setup = Setup(start=start, overrides=["segment.epochs=1"])
+    setup = Setup(start=start, overrides=[*SHORT, "segment.epochs=1"])
     summary = train(root / "data", tmp_path / "run", setup, device="cpu")
     (said,) = (one for one in summary["findings"] if one["code"] == "calibration-left-out")
     assert "weights of the decision and intervals of volumes" in said["cause"]
@@ -478,7 +479,7 @@ def test_resumed_without_naming_the_model_it_ends_with_the_same_bits(
     """Its model may be gone by then; another, or another part, is refused."""
     model = tmp_path / "model.safetensors"
     model.write_bytes(start_of(root).read_bytes())
-    setup = Setup(start=model, tune="ends", seed=4)
+    setup = Setup(start=model, tune="ends", seed=4, overrides=SHORT)
     train(root / "data", tmp_path / "whole", setup, device="cpu")
     out = tmp_path / "broken"
     with pytest.raises(Stop):
@@ -536,7 +537,7 @@ def test_stages_with_nothing_to_tune_are_left_out(root: Path, tmp_path: Path) ->
     setup = Setup(method="homogenized", overrides=[*TINY, *POSE, "segment.epochs=1"])
     train(root / "data", tmp_path / "first", setup, device="cpu")
     start = tmp_path / "first" / "model.safetensors"
-    again = Setup(start=start, tune="decoder")
+    again = Setup(start=start, tune="decoder", overrides=[*SHORT, "segment.epochs=1"])
     summary = train(root / "data", tmp_path / "second", again, device="cpu")
     assert set(summary["stages"]) == {"segment"} == set(summary["seconds"]) - {"prepare"}
     (old, before), (new, after) = model_of(tmp_path / "first"), model_of(tmp_path / "second")

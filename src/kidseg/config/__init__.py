@@ -17,7 +17,7 @@ from kidseg.config.cascade import (
 from kidseg.config.catalogue import METHODS
 from kidseg.config.explanation import explain, meanings
 from kidseg.config.homogenized import CropConfig, HomogenizedConfig, PoseConfig
-from kidseg.config.loading import dump, load, preset, schema
+from kidseg.config.loading import dump, load, passed_on, preset, schema
 from kidseg.config.methods import (
     BlocksConfig,
     BodyConfig,
@@ -78,6 +78,7 @@ __all__ = [
     "explain",
     "load",
     "meanings",
+    "passed_on",
     "preset",
     "schema",
 ]

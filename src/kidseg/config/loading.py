@@ -21,7 +21,7 @@ from kidseg.config.renamed import as_now
 from kidseg.errors import InputError, UsageError
 from kidseg.registry import PRESETS, presets
 
-__all__ = ["command_for", "dump", "load", "preset", "schema"]
+__all__ = ["command_for", "dump", "load", "passed_on", "preset", "schema"]
 
 _NULL = "null"
 Config = TypeVar("Config")
@@ -100,6 +100,22 @@ def load(
         ) from None
 
 
+def passed_on(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """What a model's settings pass on to a training that starts from it.
+
+    All but those that say how long its own training was, on how many of its patients it was
+    validated, and on what machine it ran (`of_one_training` of each class): a model that a GPU
+    trained on 300 patients for a thousand steps an epoch is fine-tuned on five patients elsewhere.
+    What is left out has the method's defaults. The size of a batch is passed on, as the learning
+    rate is: the one was chosen for the other.
+
+    Args:
+        settings: the model's, as plain data; those of earlier versions are read.
+        method: its method.
+    """
+    return _passed_on(METHODS[method], as_now(settings, method))
+
+
 def dump(config: Any) -> str:
     """The complete configuration as TOML, which `load` can read. None is "null"."""
     return tomli_w.dumps(_replaced(asdict(config), None, _NULL))
@@ -170,6 +186,19 @@ def _completed(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(table, Mapping) and len(known) == 1:
             own = asdict(field.default) if isinstance(field.default, known[0]) else {}
             out[field.name] = _completed(known[0], _merged(own, table))
+    return out
+
+
+def _passed_on(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    dropped: tuple[str, ...] = getattr(kind, "of_one_training", ())
+    out = {}
+    for name, value in settings.items():
+        tables = _options(hints.get(name))
+        known = [each for each in tables if isinstance(each, type) and is_dataclass(each)]
+        if name not in dropped:
+            is_table = isinstance(value, Mapping) and len(known) == 1
+            out[name] = _passed_on(known[0], value) if is_table else value
     return out
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -52,6 +52,9 @@ class CohortConfig:
 
     Source: one third kidney, one third tumour: La Barbera et al., ISBI 2021.
     """
+
+    of_one_training: ClassVar[tuple[str, ...]] = ("validation_share",)
+    """Settings that a model does not pass on to a training that starts from it."""
 
     validation_share: float = Field(default=0.2, gt=0, lt=1)
     """Fraction of the patients used for validation."""
@@ -127,6 +130,9 @@ class PostprocessConfig:
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class MethodConfig:
     """Settings common to all methods."""
+
+    of_one_training: ClassVar[tuple[str, ...]] = ("budget_s", "budget_clock", "workers")
+    """Settings that a model does not pass on to a training that starts from it."""
 
     cohort: CohortConfig = CohortConfig()
     """Cases for training and validation, and sampling of batches."""

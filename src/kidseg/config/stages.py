@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -42,6 +42,17 @@ class OptimizerConfig:
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class StageConfig:
     """The training of one network."""
+
+    of_one_training: ClassVar[tuple[str, ...]] = (
+        "epochs",
+        "min_epochs",
+        "patience",
+        "steps",
+        "budget_s",
+    )
+    """Settings that a model does not pass on to a training that starts from it: see
+    `kidseg.config.passed_on`.
+    """
 
     epochs: int = Field(default=50, ge=1)
     """Maximum number of epochs."""

@@ -96,8 +96,8 @@ def write_training_data(
     cases: Sequence[tuple[str, Path, Path, Mapping[int, str]]],
     schema: LabelSchema,
     channel: str,
-) -> int:
-    """Write images and labels in nnU-Net's layout; the number of slices.
+) -> None:
+    """Write images and labels in nnU-Net's layout.
 
     Args:
         root: a new folder.
@@ -110,12 +110,9 @@ def write_training_data(
     """
     (root / "imagesTr").mkdir(parents=True)
     (root / "labelsTr").mkdir()
-    slices = 0
     for case, image, labels, names in cases:
         volume = read_submitted(image, labels, names, schema)
         scan = read(image, ReadOptions(values="any", nonfinite="replace"))
         save(scan.volume, root / "imagesTr" / f"{case}_0000.nii.gz")
         save(volume, root / "labelsTr" / f"{case}.nii.gz")
-        slices += volume.grid.shape[0]
     write_dataset_json(root, channels=[channel], schema=schema, n_training=len(cases))
-    return slices

@@ -36,7 +36,7 @@ from kidseg.serve.learned_from import names_said, write_training_data
 from kidseg.serve.refusals import RefusedError
 from kidseg.serve.training_state import Learning, State
 
-__all__ = ["LEAST", "TUNES", "USUAL", "Learner", "divided", "shortened"]
+__all__ = ["LEAST", "TUNES", "USUAL", "Learner", "divided"]
 
 LEAST = 3
 """Labelled images: one to learn from, one to choose the best epoch by, one that is kept out."""
@@ -54,7 +54,9 @@ few labelled images show; for the others see `kidseg.train.Setup`."""
 _log = logging.getLogger("kidseg.serve")
 
 _USUAL = {"homogenized": "segment.*"}
-_LEAST_STEPS = 20
+_LIMIT_S = 3600.0
+"""Of a training, shared by the members of an ensemble; options of `kidseg train` come after it."""
+
 _METHOD = "--method"
 """Of `kidseg train`: only the first member of this method is trained."""
 
@@ -195,7 +197,6 @@ class Learner:
         learned, kept = divided(labelled)
         self.images.assign("kept", [image.id for image in kept])
         self.images.assign("learned", [image.id for image in learned])
-        slices = 0
         for name, images in (("kept", kept), ("data", learned)):
             cases = [
                 (f"case_{image.id}", image.path, label.path, names_said(label.info))
@@ -204,10 +205,10 @@ class Learner:
             ]
             schema = LabelSchema.from_dict(header["labels"])
             channel = str(header["plan"]["channels"][0]["channel"])
-            slices = write_training_data(place / name, cases, schema, channel)
+            write_training_data(place / name, cases, schema, channel)
             if self._stopping.is_set():
                 return _stopped()
-        trained = self._train(model, header, slices, tune, place)
+        trained = self._train(model, header, tune, place)
         if not isinstance(trained, Finding) and decision_of(header, model):
             trained = self._decide(model, trained, place)
         if isinstance(trained, Finding):
@@ -226,12 +227,12 @@ class Learner:
         return None
 
     def _train(
-        self, model: Path, header: Mapping[str, Any], slices: int, tune: str, place: Path
+        self, model: Path, header: Mapping[str, Any], tune: str, place: Path
     ) -> Path | Finding:
         """Train from a model, of an ensemble each member; the file of the new one, or why not."""
         members = header.get(MEMBERS, ())
         if not members or any(word.split("=")[0] == _METHOD for word in self.options):
-            return self._train_one(model, header, slices, tune, place / "run", place)
+            return self._train_one(model, header, _LIMIT_S, tune, place / "run", place)
         trained = []
         for k, member in enumerate(members):
             self._say(member=k + 1, members=len(members))
@@ -239,7 +240,8 @@ class Learner:
             taken_out = ["ensemble", str(model), "--member", str(k), "-o", str(start)]
             if (failed := self._command(taken_out, place)) is not None:
                 return failed
-            one = self._train_one(start, member, slices, tune, place / f"run-{k}", place)
+            limit = _LIMIT_S / len(members)
+            one = self._train_one(start, member, limit, tune, place / f"run-{k}", place)
             if isinstance(one, Finding):
                 return one
             if only_in := member.get(ONLY_IN):
@@ -256,7 +258,7 @@ class Learner:
         self,
         start: Path,
         header: Mapping[str, Any],
-        slices: int,
+        limit_s: float,
         tune: str,
         run: Path,
         place: Path,
@@ -264,7 +266,7 @@ class Learner:
         """Train from one model; the file of the new one, or why it failed."""
         tuned = _USUAL.get(str(header["method"]), "all") if tune == USUAL else tune
         arguments = ["--from", str(start), f"--tune={tuned}", "--device", self.device]
-        arguments += [*shortened(header, slices), *self.options]
+        arguments += ["--set", f"budget_s={limit_s:g}", *self.options]
         failed = self._command(["train", str(place / "data"), "-o", str(run), *arguments], place)
         return run / MODEL_FILE if failed is None else failed
 
@@ -345,24 +347,6 @@ def divided(labelled: Sequence[Image]) -> tuple[list[Image], list[Image]]:
     kept += fresh[:missing]
     names = {image.id for image in kept}
     return [image for image in labelled if image.id not in names], kept
-
-
-def shortened(header: Mapping[str, Any], slices: int) -> list[str]:
-    """Arguments of `kidseg train` by which an epoch draws so many slices.
-
-    A model's own settings say how it was trained on all of its patients: the starter's epoch has a
-    thousand steps. No epoch becomes longer.
-
-    Args:
-        header: of the model.
-        slices: of all images to learn from.
-    """
-    stage = header["config"].get("segment") or {}
-    steps, batch = stage.get("steps"), stage.get("batch_size")
-    if not steps or not batch:
-        return []
-    once = max(_LEAST_STEPS, -(-slices // batch))
-    return ["--set", f"segment.steps={once}"] if once < steps else []
 
 
 def mean_dice(summary: Mapping[str, Any]) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kidseg.cases.roi_rules import RoiRules
 from kidseg.checkpoint import Model, load_model
-from kidseg.config import METHODS, load, preset
+from kidseg.config import METHODS, load, passed_on, preset
 from kidseg.device import as_fast
 from kidseg.errors import KidsegWarning, ModelError, UsageError
 from kidseg.members import CALIBRATED, members_of
@@ -43,7 +43,8 @@ class Setup:
         config_file: TOML file; overrides the preset.
         overrides: "key=value"; override both.
         start: a model file or run folder to fine-tune: provides the weights, the plan and the
-            default settings. The starter's is `find_model("starter")`.
+            default settings but the length of its training. The starter's is
+            `find_model("starter")`.
         tune: parameters to train: "all", "decoder", "ends" (the first two blocks of the encoder and
             the last two of the decoder), or comma-separated glob patterns of parameter names
             ("segment.decode.*"); None: "all".
@@ -150,8 +151,8 @@ def settings_from(
 ) -> Any:
     """The settings with which a model is fine-tuned: its own, with those of a setup over them.
 
-    The precision is the device's best, unless the model has fp32, and the number of processes that
-    make batches is this machine's, not that of the machine that trained the model.
+    How long the model's own training was and on what machine it ran does not count: see
+    `kidseg.config.passed_on`. The precision is the device's best, unless the model has fp32.
 
     Args:
         base: settings of the model, as plain data.
@@ -163,8 +164,8 @@ def settings_from(
         UsageError: "reference-of-model": the model keeps its reference; see `overrides_of`,
             `preset` and `load`.
     """
-    here = {"precision": as_fast(base.get("precision", "auto")), "workers": None}
-    pinned = _pinned(method, {**base, **here})
+    here = {"precision": as_fast(base.get("precision", "auto"))}
+    pinned = _pinned(method, {**passed_on(base, method), **here})
     own: Any = load(METHODS[method], base=pinned)
     if setup.preset is not None:
         unet = {key: pinned["unet"][key] for key in _DEPTH} if hasattr(own, "network") else None
