@@ -334,6 +334,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.ci
 def test_from_files_to_labels_resumed_and_fine_tuned(data: Path, tmp_path: Path) -> None:
     """One run in one go, and one that is stopped in its third stage: equal to the bit.
 

@@ -118,6 +118,8 @@ def test_calibrated_weights_are_kept_unless_they_harm_where_nothing_was_learned(
         assert header["decision"] == (weights if kept else {})
         assert len(held) == 1 and f"case_{held[0]}" not in header["calibration"]["cases"]
         assert "intervals" not in header
+        limits = [one["config"]["budget_s"] for one in header.get("members", (header,))]
+        assert limits == ([1800.0, 1800.0] if ensembled else [3600.0]), "an hour, shared"
         only_in = [member.get("only_in") for member in header.get("members", ())]
         assert only_in == ([None, "stacks"] if ensembled else [])
         told, no_intervals = status["calibration"]

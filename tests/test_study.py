@@ -849,6 +849,7 @@ def assert_worst_first(path: Path, rows: Sequence[Row]) -> None:
     assert "The worst mean Dice first." in page.words
 
 
+@pytest.mark.ci
 def test_one_run_is_trained_tested_kept_and_not_mixed(data: Path, tmp_path: Path) -> None:
     file, out = toml(tmp_path), tmp_path / "out"
     steps: list[tuple[str, str]] = []
