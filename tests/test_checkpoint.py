@@ -361,6 +361,8 @@ def test_a_damaged_state_is_no_fresh_start(tmp_path: Path) -> None:
         {"stopped": "never"},
         {"best_epoch": 5},
         {"best_epoch": -2},
+        {"best_epoch": -1},
+        {"log": [line(0, start=3), line(1), line(2)]},
         {"log": [3]},
         {"log": {}},
         {"log": [{"epoch": None}] * 3},

@@ -231,6 +231,45 @@ def test_patience_counts_from_the_best_epoch(tmp_path: Path) -> None:
     assert fit(late, Run(folder=tmp_path / "late", device=CPU)).epochs == 6
 
 
+def test_what_was_learned_before_stays_if_no_epoch_is_better(tmp_path: Path) -> None:
+    told: list[tuple[int, int, Any]] = []
+
+    def tell(_: str, done: int, total: int, line: Any) -> None:
+        told.append((done, total, line["val_score"]))
+
+    for name, scores, best in (("kept", [0.7, 0.1, 0.6], -1), ("better", [0.7, 0.1, 0.8], 1)):
+        (tmp_path / name).mkdir()
+        told.clear()
+        stage = slope_stage(config(epochs=2), scores=scores)
+        fitted = fit(stage, Run(folder=tmp_path / name, device=CPU, on_epoch=tell), learned=True)
+        assert (fitted.epoch, fitted.score) == (best, max(scores))
+        assert fitted.start == {"score": 0.7} and fitted.metrics == {"score": max(scores)}
+        assert stage.net.weight.item() == (0.0 if best < 0 else pytest.approx(3 * (1 - 0.8**4)))
+        assert told == [(0, 2, 0.7), (1, 2, scores[1]), (2, 2, scores[2])]
+        first, second = (
+            json.loads(text) for text in (tmp_path / name / "log.jsonl").read_text().splitlines()
+        )
+        assert first["start"] == {"score": 0.7} and "start" not in second
+        again = slope_stage(config(epochs=2), scores=[99.0])
+        run = Run(folder=tmp_path / name, device=CPU, resume=True)
+        assert fit(again, run, learned=True) == fitted, "resumed: nothing is validated again"
+        assert torch.equal(again.net.weight, stage.net.weight)
+
+
+def test_one_epoch_is_trained_though_the_first_validation_used_up_the_time(tmp_path: Path) -> None:
+    ticks = itertools.count()
+    run = Run(folder=tmp_path, device=CPU, clock=lambda: float(next(ticks)))
+    stage = slope_stage(config(budget_s=0.5), scores=[0.7, 0.8])
+    fitted = fit(stage, run, learned=True)
+    assert (fitted.epochs, fitted.epoch, fitted.seconds, fitted.stopped) == (1, 0, 2.0, "budget")
+
+
+def test_patience_counts_from_what_was_learned_before(tmp_path: Path) -> None:
+    stage = slope_stage(config(patience=2), scores=[0.7, 0.1, 0.2, 0.9])
+    fitted = fit(stage, Run(folder=tmp_path, device=CPU), learned=True)
+    assert (fitted.stopped, fitted.epochs, fitted.epoch) == ("patience", 2, -1)
+
+
 def test_a_budget_ends_the_stage(tmp_path: Path) -> None:
     stage = slope_stage(config(epochs=10_000, budget_s=0.3))
     fitted = fit(stage, Run(folder=tmp_path, device=CPU))

@@ -60,3 +60,15 @@ def test_axes_are_named_and_each_structure_has_its_line(
 def test_a_single_epoch_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (panel, scores) = figure_of([line("segment", 0)], tmp_path, monkeypatch).axes
     assert panel.lines[0].get_marker() == "." and scores.lines[0].get_label() == "score"
+
+
+def test_what_was_learned_before_is_epoch_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [line("segment", 0, start={"score": 0.7}), line("segment", 1)]
+    (panel, scores) = figure_of(lines, tmp_path, monkeypatch).axes
+    assert list(panel.lines[0].get_xdata()) == [1, 2]
+    assert list(scores.lines[0].get_xdata()) == [0, 1, 2]
+    assert list(scores.lines[0].get_ydata()) == [0.7, 0.5, 0.5]
+    names = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert "best epoch: 0" in names

@@ -18,7 +18,7 @@ from cascades import config_with
 from cohorts import PLAN, TARGET, VOLUMES, make_cohort
 from ellipses import write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
-from kidseg.cli.summaries import training_notes
+from kidseg.cli.summaries import training_notes, training_text
 from kidseg.config import (
     BlocksConfig,
     HomogenizedConfig,
@@ -297,6 +297,13 @@ TINY = (
     "segment.batch_size=6",
 )
 SHORT = TINY[4:]
+GAINING = (  # enough to become better than what TINY has learned
+    *SHORT,
+    "segment.steps=20",
+    "segment.optimizer.name=adam",
+    "segment.optimizer.learning_rate=0.01",
+    "segment.optimizer.weight_decay=0",
+)
 POSE = (
     "pose.localizer.size=32",
     "pose.localizer.pooled=4",
@@ -343,7 +350,7 @@ def goes_on(root: Path, out: Path, data: str = "data", **asked: Any) -> dict[str
 def test_only_the_decoder_moves_and_no_statistic_of_a_frozen_norm(
     root: Path, tmp_path: Path
 ) -> None:
-    summary = goes_on(root, tmp_path / "run", tune="decoder", overrides=SHORT)
+    summary = goes_on(root, tmp_path / "run", tune="decoder", overrides=GAINING)
     (_, before), (_, after) = model_of(root / "run"), model_of(tmp_path / "run")
     assert before.keys() == after.keys()
     moving = ("segment.up.", "segment.decode.", "segment.heads.")
@@ -360,6 +367,28 @@ def test_only_the_decoder_moves_and_no_statistic_of_a_frozen_norm(
     kept = tmp_path / "run" / "start.safetensors"
     assert kept.read_bytes() == start_of(root).read_bytes()
     assert summary["method"] == "plain", "the model's, which was not named"
+    start, best = summary["start"]["validation"]["segment"], summary["stages"]["segment"]
+    assert best["epoch"] >= 0 and start["score"] < best["score"]
+    assert "not-better" not in {finding["code"] for finding in summary["findings"]}
+    assert "before" in training_text(summary, tmp_path / "run")
+
+
+def test_a_model_that_no_epoch_improves_is_kept_and_that_is_said(
+    root: Path, tmp_path: Path
+) -> None:
+    worse = [*SHORT, "segment.optimizer.learning_rate=100", "segment.steps=3"]
+    summary = goes_on(root, tmp_path / "run", overrides=worse)
+    (_, before), (_, after) = model_of(root / "run"), model_of(tmp_path / "run")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    assert summary["stages"]["segment"]["epoch"] == -1
+    assert summary["validation"]["segment"] == summary["start"]["validation"]["segment"]
+    (said,) = (one for one in summary["findings"] if one["code"] == "not-better")
+    assert "whose weights are kept" in said["cause"] and said["next_step"]
+    assert any("whose weights are kept" in line for line in training_notes(summary, tmp_path))
+    new = goes_on(root, tmp_path / "other", "other", overrides=SHORT)
+    assert new["start"]["validation"] == {}, "its outputs are others, which have learned nothing"
+    assert new["stages"]["segment"]["epoch"] >= 0
 
 
 def test_calibration_of_the_model_is_not_in_the_new_one_and_that_is_said(
@@ -537,7 +566,7 @@ def test_stages_with_nothing_to_tune_are_left_out(root: Path, tmp_path: Path) ->
     setup = Setup(method="homogenized", overrides=[*TINY, *POSE, "segment.epochs=1"])
     train(root / "data", tmp_path / "first", setup, device="cpu")
     start = tmp_path / "first" / "model.safetensors"
-    again = Setup(start=start, tune="decoder", overrides=[*SHORT, "segment.epochs=1"])
+    again = Setup(start=start, tune="decoder", overrides=GAINING)
     summary = train(root / "data", tmp_path / "second", again, device="cpu")
     assert set(summary["stages"]) == {"segment"} == set(summary["seconds"]) - {"prepare"}
     (old, before), (new, after) = model_of(tmp_path / "first"), model_of(tmp_path / "second")

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 import torch
@@ -149,8 +150,10 @@ class StageProgress(Record):
         epoch: the last one that is complete.
         seconds: spent.
         stopped: why the stage ended; None while it goes on.
-        best_epoch: of the best validation score; None if no epoch has one.
-        log: the lines of all epochs, as in log.jsonl.
+        best_epoch: of the best validation score; None if no epoch has one, -1 if what the network
+            had learned before is better than all epochs.
+        log: the lines of all epochs, as in log.jsonl; the first has the validation metrics of a
+            network that had learned before, "start".
     """
 
     run: str
@@ -165,7 +168,9 @@ class StageProgress(Record):
         epochs = [line.get("epoch") for line in self.log]
         if not epochs or epochs != list(range(len(epochs))) or self.epoch != epochs[-1]:
             raise ValueError("the lines of the log are not those of all epochs")
-        if self.seconds < 0 or self.best_epoch not in (None, *epochs):
+        start = self.log[0].get("start")
+        known = (None, *epochs) if start is None else (None, -1, *epochs)
+        if self.seconds < 0 or self.best_epoch not in known or type(start) not in (NoneType, dict):
             raise ValueError("the best epoch, or the time spent, is impossible")
 
 

@@ -62,9 +62,13 @@ def show_stages(silent: bool) -> Iterator[AdvanceStage]:
 
 
 def epoch_text(stage: str, done: int, total: int, figures: Mapping[str, Any]) -> str:
-    """The line about an epoch: loss, Dice by region (or the score), and the time left."""
+    """The line about an epoch: loss, Dice by region (or the score), and the time left.
+
+    None is done yet of a network that has learned before.
+    """
+    where = f"epoch {done} of {total}" if done else "before training"
     left = f", at most {duration(figures['left_s'])} left" if "left_s" in figures else ""
-    return f"{stage}: epoch {done} of {total}, {_figures(figures)}{left}"
+    return f"{stage}: {where}, {_figures(figures)}{left}"
 
 
 def duration(seconds: float) -> str:
@@ -116,4 +120,4 @@ def _figures(figures: Mapping[str, Any]) -> str:
     named = {key.removeprefix(_DICE): x for key, x in figures.items() if key.startswith(_DICE)}
     dice = ", ".join(f"{name} {value:.3f}" for name, value in named.items())
     found = f"Dice {dice}" if dice else f"score {figures['val_score']:.3f}"
-    return f"loss {figures['loss']:.4f}, {found}"
+    return f"loss {figures['loss']:.4f}, {found}" if "loss" in figures else found

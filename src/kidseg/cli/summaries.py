@@ -36,6 +36,7 @@ _TOLD = (
     "label-not-understood",
     "no-kidney-label",
     "no-curves",
+    "not-better",
 )
 _STOPPED = {
     "epochs": "all epochs done",
@@ -79,12 +80,15 @@ def planned_text(would_segment: Sequence[Mapping[str, Any]]) -> str:
 def training_text(summary: Mapping[str, Any], out: Path) -> str:
     """The end of a training: Dice, time and memory, the model's path and the next command."""
     lines: list[str] = []
+    before = (summary.get("start") or {}).get("validation", {})
     for stage, metrics in summary["validation"].items():
         if dice := metrics.get("dice"):
             n = len(summary["cases"]["validation"])
+            was = before.get(stage, {}).get("dice", {})
             lines += wrapped(f"Dice in {n} validation case(s), stage {stage}:")
-            lines += text_table(["structure", "Dice"], [[k, f"{v:.3f}"] for k, v in dice.items()])
-            lines.append("")
+            head = ["structure", *(["before"] if was else []), "Dice"]
+            rows = [[k, *([f"{was[k]:.3f}"] if was else []), f"{v:.3f}"] for k, v in dice.items()]
+            lines += [*text_table(head, rows), ""]
     if steps := summary.get("steps"):
         lines += [*steps_lines(steps, len(summary["cases"]["validation"])), ""]
     rows = [

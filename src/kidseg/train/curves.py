@@ -62,12 +62,19 @@ def draw_curves(log: Path, path: Path) -> None:
 
 
 def _draw_stage(panel: Axes, stage: str, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Draw loss and metrics of one stage, with a dot for each epoch if they are few."""
+    """Draw loss and metrics of one stage, with a dot for each epoch if they are few.
+
+    Epoch 0 is what the network had learned before.
+    """
     from matplotlib.ticker import MaxNLocator
 
-    epochs = [line["epoch"] + 1 for line in lines]
     marker = "." if len(lines) <= _FEW else ""
-    panel.plot(epochs, [x["loss"] for x in lines], "#555555", marker=marker, label="loss (left)")
+    trained = [line["epoch"] + 1 for line in lines]
+    panel.plot(trained, [x["loss"] for x in lines], "#555555", marker=marker, label="loss (left)")
+    if start := lines[0].get("start"):
+        before = {f"{_VALIDATION}{name}": value for name, value in start.items()}
+        lines = [{"epoch": -1, **before}, *lines]
+    epochs = [line["epoch"] + 1 for line in lines]
     panel.set_title(f"stage {stage}", fontsize=10)
     panel.set_xlabel("epoch")
     panel.set_ylabel("loss in training")

@@ -12,7 +12,7 @@ import copy
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +86,8 @@ class Fitted:
         seconds: spent.
         stopped: why it ended.
         metrics: of the validation after the best epoch.
+        start: of the validation before the first epoch, if the network has learned before; then the
+            best epoch is -1 if none was better.
     """
 
     epoch: int
@@ -94,13 +96,14 @@ class Fitted:
     seconds: float
     stopped: Stopped
     metrics: Mapping[str, float]
+    start: Mapping[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, without the metrics."""
-        return {k: v for k, v in asdict(self).items() if k != "metrics"}
+        return {k: v for k, v in asdict(self).items() if k not in ("metrics", "start")}
 
 
-def fit(stage: Stage, run: Run, before: Sequence[str] = ()) -> Fitted:
+def fit(stage: Stage, run: Run, before: Sequence[str] = (), *, learned: bool = False) -> Fitted:
     """Train a stage and load the weights of the best validation score into `stage.net`.
 
     After each epoch, writes a checkpoint to resume from and a line to log.jsonl.
@@ -109,6 +112,8 @@ def fit(stage: Stage, run: Run, before: Sequence[str] = ()) -> Fitted:
         stage: to train.
         run: settings; its folder.
         before: names of the stages that were trained before this one.
+        learned: the network is a model's. It is validated before the first epoch, too, and its
+            weights stay if all epochs are worse.
 
     Raises:
         ModelError: "loss-not-finite"; the message names epoch, step, losses and samples; see
@@ -125,11 +130,14 @@ def fit(stage: Stage, run: Run, before: Sequence[str] = ()) -> Fitted:
     now = Checkpoint()
     if run.resume:
         now = restore(run.folder, run.identity, stage.name, training, before)
+    if learned and now.epoch < 0:
+        now = _before_training(stage, run, now)
     called = DistributedDataParallel(net) if run.world > 1 else net
     # The time left in the budget of the run is not reproducible and may seem larger now, but later
     # stages have been trained on the result of this one.
     stopped: Stopped | None = "budget" if now.stopped == "budget" else None
-    stopped = stopped or _stop_reason(config, now.epoch + 1, now.best, now.seconds)
+    if stopped is None and now.epoch >= 0:
+        stopped = _stop_reason(config, now.epoch + 1, now.best, now.seconds)
     while stopped is None:
         start = run.clock()
         epoch = now.epoch + 1
@@ -149,7 +157,7 @@ def fit(stage: Stage, run: Run, before: Sequence[str] = ()) -> Fitted:
                 metrics.update(stage.validate())
             metrics, spent = broadcast((metrics, now.seconds + run.clock() - start))
             best = now.best
-            if metrics["score"] > best.score:
+            if metrics["score"] > best.score or (epoch == 0 and metrics["score"] == best.score):
                 weights = copy.deepcopy(net.state_dict())
                 best = Best(epoch=epoch, score=metrics["score"], net=weights)
         line = {
@@ -160,9 +168,13 @@ def fit(stage: Stage, run: Run, before: Sequence[str] = ()) -> Fitted:
             **{f"val_{name}": value for name, value in metrics.items()},
             "seconds": round(spent, 3),
         }
+        if epoch == 0 and now.start is not None:
+            line["start"] = dict(now.start)
         stopped = _stop_reason(config, epoch + 1, best, spent)
         lines = (*now.lines, line)
-        now = Checkpoint(epoch=epoch, seconds=spent, stopped=stopped, best=best, lines=lines)
+        now = Checkpoint(
+            epoch=epoch, seconds=spent, stopped=stopped, best=best, lines=lines, start=now.start
+        )
         if run.rank == 0:
             if run.on_trained is not None:
                 run.on_trained()
@@ -180,13 +192,30 @@ def fit(stage: Stage, run: Run, before: Sequence[str] = ()) -> Fitted:
         seconds=now.seconds,
         stopped=stopped,
         metrics=_metrics_of(now),
+        start=now.start,
     )
+
+
+def _before_training(stage: Stage, run: Run, now: Checkpoint) -> Checkpoint:
+    """Validate a network that has learned before: it is the best one so far."""
+    start, net = run.clock(), stage.net
+    net.eval()
+    with torch.no_grad(), finite_metrics(EpochLosses(stage.name, -1, net)) as metrics:
+        metrics.update(stage.validate())
+    metrics, spent = broadcast((metrics, run.clock() - start))
+    if run.rank == 0 and run.on_epoch is not None:
+        line = {f"val_{name}": value for name, value in metrics.items()}
+        run.on_epoch(stage.name, 0, stage.config.epochs, line)
+    best = Best(epoch=-1, score=metrics["score"], net=copy.deepcopy(net.state_dict()))
+    return replace(now, seconds=spent, best=best, start=metrics)
 
 
 def _metrics_of(checkpoint: Checkpoint) -> dict[str, float]:
     """The validation metrics of the best epoch, from its line of the log."""
     if checkpoint.best.net is None:
         return {}
+    if checkpoint.best.epoch < 0:
+        return dict(checkpoint.start or {})
     line = checkpoint.lines[checkpoint.best.epoch]
     return {k.removeprefix("val_"): v for k, v in line.items() if k.startswith("val_")}
 

@@ -46,7 +46,7 @@ _BUFFERS = {"SGD": {"momentum_buffer"}, "Adam": {"step", "exp_avg", "exp_avg_sq"
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The best epoch so far: its number, score and weights."""
+    """The best epoch so far: its number, score and weights; -1 before the first."""
 
     epoch: int = -1
     score: float = -math.inf
@@ -72,6 +72,7 @@ class Checkpoint:
         stopped: why the stage ended; None while it goes on.
         best: the best epoch so far.
         lines: of the log, of all epochs.
+        start: validation metrics before the first epoch, of a network that has learned before.
     """
 
     epoch: int = -1
@@ -79,6 +80,7 @@ class Checkpoint:
     stopped: Stopped | None = None
     best: Best = Best()
     lines: tuple[Mapping[str, Any], ...] = ()
+    start: Mapping[str, float] | None = None
 
 
 def save(
@@ -216,9 +218,13 @@ def _checkpoint(state: State) -> Checkpoint:
         ValueError: the best epoch is none of the log's.
     """
     progress = state.progress
+    start = progress.log[0].get("start")
     best = Best()
     if progress.best_epoch is not None:
-        score = progress.log[progress.best_epoch].get("val_score")
+        metrics = start or {}
+        score = metrics.get("score")
+        if progress.best_epoch >= 0:
+            score = progress.log[progress.best_epoch].get("val_score")
         if not isinstance(score, int | float) or "best" not in state.parts:
             raise ValueError("it lacks the best weights or their score")
         best = Best(epoch=progress.best_epoch, score=float(score), net=state.parts["best"])
@@ -230,6 +236,7 @@ def _checkpoint(state: State) -> Checkpoint:
         stopped=progress.stopped,
         best=best,
         lines=progress.log,
+        start=start,
     )
 
 

@@ -37,7 +37,13 @@ from kidseg.train.setup import ResolvedSetup, Setup, resolve
 from kidseg.train.software import check_software, note_software
 from kidseg.train.trained_images import images_of_cases
 from kidseg.train.trained_model import write_model
-from kidseg.train.tuning import LoadedWeights, check_tune, load_weights, select_trainable
+from kidseg.train.tuning import (
+    LoadedWeights,
+    check_tune,
+    has_learned,
+    load_weights,
+    select_trainable,
+)
 
 __all__ = ["train"]
 
@@ -128,6 +134,7 @@ def train(
             cohort,
             run,
             partial(select_trainable, method=method, tune=record.tune, loaded=loaded),
+            partial(has_learned, method=method, loaded=loaded),
             start,
         )
         findings = (
@@ -136,6 +143,7 @@ def train(
             *(check_software(out, record) if run.rank == 0 else ()),
             *cohort.findings,
             *_calibration_left_out(resolved, setup, out),
+            *_not_better(fitted, out),
         )
         summary: dict[str, Any] = {
             "method": method.name,
@@ -145,7 +153,7 @@ def train(
             "precision": hardware.precision,
             "processes": run.world,
             "cases": {**used.ids, "training_slices": len(cohort.index)},
-            "start": _start_summary(resolved, setup, loaded),
+            "start": _start_summary(resolved, setup, loaded, fitted),
             "findings": [finding.as_dict() for finding in findings],
             **_fitted_summary(method, cohort, fitted),
             "seconds": seconds,
@@ -203,9 +211,12 @@ def _not_learned(cohort: Cohort, dataset: str | Path) -> tuple[Finding, ...]:
 
 
 def _start_summary(
-    resolved: ResolvedSetup, setup: Setup, loaded: LoadedWeights | None
+    resolved: ResolvedSetup,
+    setup: Setup,
+    loaded: LoadedWeights | None,
+    fitted: Mapping[str, Fitted],
 ) -> dict[str, Any] | None:
-    """The start model in summary.json; None without fine-tuning."""
+    """The start model in summary.json, with its validation; None without fine-tuning."""
     if resolved.start is None or loaded is None:
         return None
     return {
@@ -213,7 +224,29 @@ def _start_summary(
         "tune": setup.tune or "all",
         **loaded.as_dict(),
         "text": str(loaded),
+        "validation": {
+            name: group_metrics(result.start)
+            for name, result in fitted.items()
+            if result.start is not None
+        },
     }
+
+
+def _not_better(fitted: Mapping[str, Fitted], out: Path) -> tuple[Finding, ...]:
+    """A finding if the last network of a model to fine-tune is kept: no epoch was better."""
+    *_, (name, last) = fitted.items()
+    if last.epoch >= 0:
+        return ()
+    return (
+        Finding(
+            code="not-better",
+            path=str(out),
+            cause=f"no epoch of stage {name} was better in the validation cases than the model to"
+            " fine-tune, whose weights are kept",
+            next_step="Try a lower learning rate, or more training cases; few validation cases"
+            " decide by chance.",
+        ),
+    )
 
 
 def _calibration_left_out(resolved: ResolvedSetup, setup: Setup, out: Path) -> tuple[Finding, ...]:
@@ -240,6 +273,7 @@ def _fit_stages(
     cohort: Cohort,
     run: Run,
     select: Callable[[Stage], Stage | None],
+    learned: Callable[[Stage], bool],
     start: float,
 ) -> tuple[dict[str, Fitted], dict[str, float]]:
     """Train all stages; their results and seconds, with "prepare" for the time from `start`."""
@@ -253,7 +287,9 @@ def _fit_stages(
         spent = outside_s + sum(result.seconds for result in fitted.values())
         selected = select(stage)
         if selected is not None:
-            fitted[stage.name] = fit(_limited(selected, budget_s, spent), run, tuple(fitted))
+            fitted[stage.name] = fit(
+                _limited(selected, budget_s, spent), run, tuple(fitted), learned=learned(stage)
+            )
         mark = run.clock()
     return fitted, {"prepare": ready_s, **{name: fitted[name].seconds for name in fitted}}
 

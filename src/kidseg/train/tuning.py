@@ -21,6 +21,7 @@ __all__ = [
     "LoadedWeights",
     "between_neighbours",
     "check_tune",
+    "has_learned",
     "load_weights",
     "select_trainable",
 ]
@@ -164,15 +165,35 @@ def select_trainable(
     if tune == "all":
         return stage
     selected = _selected(method.parts, tune)
-    new = set() if loaded is None else {*loaded.fresh, *loaded.reshaped}
-    selected |= {
+    if loaded is not None:
+        selected |= _new(method, loaded)
+    names = tuple(name for name, p in stage.net.named_parameters() if id(p) in selected)
+    return replace(stage, trainable=names) if names else None
+
+
+def has_learned(stage: Stage, method: Method, loaded: LoadedWeights | None) -> bool:
+    """Whether all parameters of a stage's network are a model's.
+
+    Args:
+        stage: of the method.
+        method: whose parts the stage trains.
+        loaded: what the model provided; None: there is no model.
+    """
+    if loaded is None:
+        return False
+    new = _new(method, loaded)
+    return not any(id(parameter) in new for parameter in stage.net.parameters())
+
+
+def _new(method: Method, loaded: LoadedWeights) -> set[int]:
+    """Identities of the parameters that a model did not provide."""
+    names = {*loaded.fresh, *loaded.reshaped}
+    return {
         id(parameter)
         for part, net in method.parts.items()
         for name, parameter in net.named_parameters()
-        if f"{part}.{name}" in new
+        if f"{part}.{name}" in names
     }
-    names = tuple(name for name, p in stage.net.named_parameters() if id(p) in selected)
-    return replace(stage, trainable=names) if names else None
 
 
 def check_tune(method: type[Method], config: Any, plan: Plan | None, tune: str) -> None:
