@@ -21,7 +21,7 @@ from kidseg.meaning import RENAL
 from kidseg.plan import Plan
 from kidseg.store import Store, StoredCase
 
-__all__ = ["Cohort", "check_selection", "gather_cohort", "patient_dice"]
+__all__ = ["Cohort", "check_labels", "gather_cohort", "patient_dice"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,10 +156,10 @@ def gather_cohort(
         start: the plan of the model to fine-tune; None: the store's plan.
 
     Raises:
-        InputError: see `check_selection` and `adapt`.
+        InputError: see `check_labels` and `adapt`.
     """
     schema = schema_of_store(store)
-    check_selection(schema, config, store.path)
+    check_labels(schema, config, store.path)
     training, plan = set(store.plan.training), store.plan
     if start is not None:
         kept = (store.plan.training, store.plan.labels, store.plan.cyst)
@@ -207,7 +207,7 @@ def _stated_target(schema: LabelSchema, config: CohortConfig, path: Path) -> Tar
     return None
 
 
-def check_selection(schema: LabelSchema, config: CohortConfig, path: Path) -> None:
+def check_labels(schema: LabelSchema, config: CohortConfig, path: Path) -> None:
     """Check that there are the regions of `cohort.selection` and the labels of `cohort.target`.
 
     Raises:

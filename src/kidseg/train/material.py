@@ -15,7 +15,7 @@ from typing import Any
 from kidseg.cases import Dataset, count_cyst, learned_labels, open_dataset
 from kidseg.cases.roi_rules import unused_rules
 from kidseg.cases.same_images import check_apart, check_patients
-from kidseg.cohort.cohort import check_selection
+from kidseg.cohort.cohort import check_labels
 from kidseg.cohort.stored import SubjectRecipe, check_store, is_labelled
 from kidseg.cohort.subject import Material
 from kidseg.distributed import first_alone, rank
@@ -177,7 +177,7 @@ def cases_of_store(store: Store) -> Cases:
 def _make_plan(data: Dataset, used: Cases, request: Request) -> Plan:
     """The plan from the training cases, or that of the model to fine-tune."""
     cyst = request.cohort.cyst
-    check_selection(learned_labels(data, cyst).schema, request.cohort, data.root)
+    check_labels(learned_labels(data, cyst).schema, request.cohort, data.root)
     if request.plan is not None:
         schema, _ = count_cyst(data, cyst)
         start = replace(request.plan, cyst=cyst)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kidseg.cases import learned_labels, open_dataset
-from kidseg.cohort.cohort import check_selection
+from kidseg.cohort.cohort import check_labels
 from kidseg.config import dump
 from kidseg.errors import UsageError
 from kidseg.io.output import check_output_folder
@@ -50,7 +50,7 @@ def preview(dataset: str | Path, setup: Setup | None = None) -> dict[str, Any]:
         request.check_channels(data)
         training, validation = split_cases(data, request)
         unlabelled = tuple(case.id for case in new_patients(data)) if request.unlabelled else ()
-        check_selection(learned_labels(data, cohort.cyst).schema, cohort, data.root)
+        check_labels(learned_labels(data, cohort.cyst).schema, cohort, data.root)
     return {
         "method": resolved.method.name,
         "preset": setup.preset,
