@@ -12,9 +12,16 @@ import pytest
 from kidseg.phantom import growth
 from kidseg.phantom.adult import HORSESHOE_SHARE, SINGLE_SHARE, draw_habitus
 from kidseg.phantom.anatomy import Anatomy, Look
-from kidseg.phantom.child import AFTER_CHEMOTHERAPY, BEFORE_CHEMOTHERAPY, draw_tumour_volume_ml
+from kidseg.phantom.child import (
+    AFTER_CHEMOTHERAPY,
+    BEFORE_CHEMOTHERAPY,
+    draw_child,
+    draw_tumour_volume_ml,
+    trunk_ml,
+)
 from kidseg.phantom.disease import draw_cysts
 from kidseg.phantom.mass import VOLUME_MEDIAN_ML, draw_mass_volume_ml
+from kidseg.phantom.patient import draw_age
 from kidseg.phantom.people import draw_anatomy
 
 
@@ -104,7 +111,8 @@ def test_mass_volumes_follow_the_label_volumes() -> None:
     assert 2.0 < low < 4.5 and 450 < high < 750
 
 
-def test_wilms_volumes_follow_the_trials_before_and_after_chemotherapy() -> None:
+def test_wilms_volumes_follow_the_trials_from_the_age_of_three() -> None:
+    """In a body with room for them."""
     rng = np.random.default_rng(5)
     for volumes, median, quarter, three in (
         (BEFORE_CHEMOTHERAPY, 551, 299, 864),
@@ -114,6 +122,25 @@ def test_wilms_volumes_follow_the_trials_before_and_after_chemotherapy() -> None
         assert np.percentile(drawn, [25, 50, 75]) == pytest.approx(
             [quarter, median, three], rel=0.2
         )
+
+
+def test_wilms_volumes_of_the_broad_cohort_are_smaller_as_its_children_are() -> None:
+    """Of their ages, in their bodies: as documented, so that nobody expects those of the trials."""
+    bodies = [
+        draw_child(np.random.default_rng(k), age, tumour="none").body
+        for k, age in enumerate((0.5, 2.0, 3.0, 4.0, 8.0))
+    ]
+    for volumes, expected in (
+        (BEFORE_CHEMOTHERAPY, (241, 375, 525)),
+        (AFTER_CHEMOTHERAPY, (44, 91, 201)),
+    ):
+        rng, drawn = np.random.default_rng(11), []
+        for _ in range(2000):
+            age = draw_age(rng, (0.0, 16.0))
+            body = bodies[int(np.searchsorted((1.0, 2.5, 3.5, 6.0), age))]
+            most = volumes.share_of_trunk * trunk_ml(body)
+            drawn.append(draw_tumour_volume_ml(rng, age, most, volumes))
+        assert np.percentile(drawn, [25, 50, 75]) == pytest.approx(expected, rel=0.15)
 
 
 @pytest.mark.ci

@@ -14,6 +14,7 @@ import torch
 from ellipses import make_ellipse_patient, write_ellipse_dataset
 from kidseg.checkpoint import load_model, save_model
 from kidseg.cli import main
+from kidseg.cli.derived import calibration_text
 from kidseg.errors import InputError, KidsegWarning, ModelError, UsageError
 from kidseg.header import FOREGROUND, decision_of, read_header
 from kidseg.labels import KIDNEY_TUMOUR, Target
@@ -304,3 +305,29 @@ def test_on_the_command_line(
     printed = json.loads(capsys.readouterr().out)
     assert printed["cases"] == ["ellipse_001"]
     assert printed["model"]["sha256"] == load_model(out).sha256
+
+
+@pytest.mark.parametrize(
+    ("tried", "reason"),
+    [((1.0, 2.0), "the known ones are no better"), ((0.5, 1.0, 2.0), "more than the standard")],
+)
+def test_a_decision_that_changes_nothing_says_why(tried: tuple[float, ...], reason: str) -> None:
+    """Weights with a higher score may stand in the table: their gain is chance."""
+    curve = [
+        {"weights": {"background": w, "tumour": 1.0}, "score": 0.9 + w / 100, "dice": {"tumour": 1}}
+        for w in tried
+    ]
+    ones = curve[tried.index(1.0)]
+    record: dict[str, Any] = {
+        "decision": {},
+        "regions": ["tumour"],
+        "cases": ["a", "b"],
+        "before": ones,
+        "after": ones,
+        "gain": {"mean": 0.0, "sd": 0.0, "n": 2},
+        "curve": curve,
+        "findings": [],
+    }
+    text = " ".join(calibration_text(record, Path("m.safetensors")).split())
+    assert reason in text
+    assert sum("*" in row for row in text.split("0.9")[1:]) == 1

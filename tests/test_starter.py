@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from kidseg import model_file
 from kidseg.checkpoint import load_model
 from kidseg.config import PhantomConfig
 from kidseg.errors import KidsegWarning, UsageError
+from kidseg.header import read_header
 from kidseg.io import ReadOptions, read
+from kidseg.model_card import ModelCard
 from kidseg.model_file import STARTER_USE, find_model, has_starter
 from kidseg.phantom import write_patients
 from kidseg.segment import load_predictor, segment
@@ -257,6 +260,31 @@ def test_the_shipped_starter(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert result["review"]["calibrated_scans"] == "digital patients"
     codes = {warning["code"] for warning in result["warnings"]}
     assert not codes & {"no-contrast", "unusual-values", "outside-training-range"}
+
+
+@pytest.mark.skipif(not has_starter(), reason="this working tree has no starter model yet")
+def test_card_page_and_look_of_the_shipped_starter_say_the_same() -> None:
+    """The card in the file is that of the repository; its page has each mean and SD; and what it
+    says of the real slices is what the look at this version found."""
+    shipped = read_header(SHIPPED)["model_card"]
+    card = tomllib.loads((ROOT / "benchmarks" / "starter_card.toml").read_text(encoding="utf-8"))
+    assert ModelCard.from_dict(shipped) == ModelCard.from_dict(card)
+    page = (ROOT / "docs" / "starter.md").read_text(encoding="utf-8")
+    for one in card["measured"]:
+        figure = f"{one['mean']:.3f} ({one['sd']:.3f})" if "sd" in one else f"{one['mean']:.3f}"
+        assert figure in page, one
+    lines = (ROOT / "docs" / "starter_looks.jsonl").read_text(encoding="utf-8").splitlines()
+    (look,) = (one for one in map(json.loads, lines) if one["note"].startswith("twelfth starter"))
+    scores = look["figures"]["kits19_slices"]
+    real = [one for one in card["measured"] if "KiTS19" in one["data"]]
+    assert {one["structure"] for one in real} == set(scores)
+    for one in real:
+        found = scores[one["structure"]]
+        dice = sorted(found["by_patient"].values())
+        assert len(dice) == one["n"]
+        expected = [found["mean"], found["sd"], found["median"], dice[-1], dice[0]]
+        said = [one[name] for name in ("mean", "sd", "median", "best", "worst")]
+        assert said == pytest.approx(expected, abs=6e-4), one
 
 
 def segmented(root: Path, config: PhantomConfig, *, patients: int, seed: int) -> list[str]:

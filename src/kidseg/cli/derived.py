@@ -274,6 +274,10 @@ def calibration_text(result: Mapping[str, Any], out: Path) -> str:
     gain, spread = result["gain"], result["gain"]["sd"]
     sd = "" if spread is None else f" (SD {spread:.4f})"
     decision = ", ".join(f"{name} {weight:g}" for name, weight in result["decision"].items())
+    if not decision and len(result["curve"]) == 2:
+        decision = "all weights are 1: the known ones are no better"
+    elif not decision:
+        decision = "all weights stay 1: none is better by more than the standard error of its gain"
     lines = [
         *wrapped(
             f"Mean Dice in {len(result['cases'])} case(s); score: {', '.join(result['regions'])};"
@@ -281,7 +285,7 @@ def calibration_text(result: Mapping[str, Any], out: Path) -> str:
         ),
         *text_table(head, rows, keys=len(result["after"]["weights"])),
         "",
-        *wrapped(f"Decision: {decision or 'all weights stay 1: none is better'}."),
+        *wrapped(f"Decision: {decision}."),
         *wrapped(
             f"Gain over weights of 1, in {gain['n']} case(s): {gain['mean']:+.4f}{sd}. It was"
             " measured on the cases that chose the weights; other cases gain less."

@@ -94,7 +94,10 @@ AT_SURGERY = WilmsVolumes(
 BEFORE_CHEMOTHERAPY = WilmsVolumes(
     median_ml=551.0, log_sd=0.79, range_ml=(10.0, 2200.0), share_of_trunk=0.20
 )
-"""Source: 259 children with two scans (COG trials AREN0532-0534): middle half 299-864 ml."""
+"""Source: 259 children with two scans (COG trials AREN0532-0534): middle half 299-864 ml.
+
+From the age of three, where the body has room; of all ages drawn 375 ml, middle half 241-525.
+"""
 FIRST_OF_TWO = WilmsVolumes(
     median_ml=780.0, log_sd=0.9, range_ml=(10.0, 2200.0), share_of_trunk=0.32
 )
@@ -103,7 +106,10 @@ years and limited by the body: quartiles of about 350, 570 and 840 ml. Source: t
 AFTER_CHEMOTHERAPY = WilmsVolumes(
     median_ml=110.0, log_sd=1.21, range_ml=(2.0, 1500.0), share_of_trunk=0.20
 )
-"""Source: the same children after the first chemotherapy: middle half 49-252 ml."""
+"""Source: the same children after the first chemotherapy: middle half 49-252 ml.
+
+Of all ages drawn 91 ml, middle half 44-201.
+"""
 
 
 def draw_child(
