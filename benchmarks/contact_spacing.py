@@ -30,105 +30,35 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from drawn_truth import (
+    ALL_PIECES,
+    FINE_MM,
+    RENDER,
+    THICKNESSES_MM,
+    Shares,
+    contact_cm2,
+    kidneys_alone,
+)
 from kidseg.geometry import Grid
 from kidseg.measure.contact import contact_area
 from kidseg.measure.mask import Mask
 from kidseg.metrics import union_box
-from kidseg.phantom import DrawnPatient, draw_patient, kidneys, tumour
-from kidseg.phantom.canvas import Patch
-from kidseg.phantom.kidneys import paint_cysts, paint_kidneys
-from kidseg.phantom.mass import paint_masses
-from kidseg.phantom.tumour import paint_tumours
-from measure_phantoms import ALL_PIECES, COHORTS, RENDER, SEED, around_kidneys
+from kidseg.phantom import DrawnPatient, draw_patient
+from measure_phantoms import COHORTS, SEED, around_kidneys
 
-FINE_MM, MARGIN_MM = 0.8, 4.0
+MARGIN_MM = 4.0
 STEPS = (1, 2, 4)
 SHIFTS = ((0.0, 0.0, 0.0), (0.5, 0.35, 0.2))
-THICKNESSES_MM = (0.0, 0.2, 0.5, 1.0, 2.0)
 KIDNEY, TUMOUR = 1, 2
 KINDS = ("0.8 mm", "1.6 mm", "3.2 mm", "scan", "written")
 LIMIT = 0.05
-_RAY_MM, _STEP_MM = 12.0, 0.1
-_OF_KIDNEY = (kidneys.CORTEX, kidneys.MEDULLA, kidneys.CYST)
 Row = dict[str, Any]
-
-
-def kidneys_alone(canvas: Any, anatomy: Any, pose: Any, details: Any, hu: Any, phase: Any) -> None:
-    """Paint kidneys and tumours only, which takes a tenth of the time."""
-    paint_kidneys(canvas, anatomy, hu)
-    paint_cysts(canvas, anatomy.cysts, hu)
-    paint_tumours(canvas, anatomy.tumours, hu, bright=False)
-    paint_masses(canvas, anatomy.tumours, hu)
 
 
 def labelled(drawn: DrawnPatient, grid: Grid, *, written: bool = False) -> np.ndarray:
     """Labels of kidneys and tumours on these voxels; `written` as in a digital patient's file."""
     with patch.multiple(RENDER, _paint=kidneys_alone, **({} if written else ALL_PIECES)):
         return drawn.rendered(grid).labels
-
-
-def shares(drawn: DrawnPatient, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of the tumour and of the kidney beneath in voxels, as painted; a half at surfaces."""
-    inner, outer = np.zeros((2, *grid.shape), dtype=np.float32)
-    start = [0, 0, 0]
-
-    def paint_slab(canvas: Any, *others: Any) -> None:
-        start[:] = grid.index(canvas.grid.mm([0.0, 0.0, 0.0])).round().long().tolist()
-        kidneys_alone(canvas, *others)
-
-    def paint(patch: Patch, cover: torch.Tensor, _: Any, organ: int | None = None) -> None:
-        sides = zip(start, patch.deep, cover.shape, strict=True)
-        here = tuple(slice(low + side.start, low + side.start + n) for low, side, n in sides)
-        if organ == tumour.TUMOUR:
-            np.maximum(inner[here], cover.numpy(), out=inner[here])
-        elif organ in _OF_KIDNEY:
-            np.maximum(outer[here], cover.numpy(), out=outer[here])
-        elif organ is not None:
-            np.minimum(outer[here], 1 - cover.numpy(), out=outer[here])
-
-    painting = patch.multiple(RENDER, _paint=paint_slab, **ALL_PIECES)
-    with painting, patch.object(Patch, "paint", paint):
-        drawn.rendered(grid)
-    return inner, outer
-
-
-def drawn_cm2(inner: np.ndarray, outer: np.ndarray) -> list[float]:
-    """The surface of a tumour that is in a kidney, before at least `THICKNESSES_MM` of it."""
-    from scipy.ndimage import map_coordinates
-    from skimage.measure import marching_cubes
-
-    corners, triangles, _, _ = marching_cubes(inner, 0.5)
-
-    def at(data: np.ndarray, places: np.ndarray) -> np.ndarray:
-        return np.asarray(map_coordinates(data, places.T, order=1))
-
-    inside = at(outer, corners) - 0.5
-    one, other = (corners[triangles[:, k]] - corners[triangles[:, 0]] for k in (1, 2))
-    areas_cm2 = np.linalg.norm(np.cross(one, other), axis=1) / 2 * FINE_MM**2 / 100
-    areas_cm2 *= part_inside(inside[triangles])
-    near = np.flatnonzero(inside > -0.5)
-    slope = np.stack([at(each, corners[near]) for each in np.gradient(inner)], 1)
-    outward = -slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-9)
-    thickness, within = np.zeros(len(corners)), np.ones(len(near), dtype=bool)
-    for way_mm in np.arange(_STEP_MM / 2, _RAY_MM, _STEP_MM):
-        within &= at(outer, corners[near] + outward * way_mm / FINE_MM) > 0.5
-        thickness[near] += _STEP_MM * within
-    behind = thickness[triangles].mean(1)
-    return [float(areas_cm2[behind >= least].sum()) for least in THICKNESSES_MM]
-
-
-def part_inside(values: np.ndarray) -> np.ndarray:
-    """The part of each triangle where a function with these (triangles, 3) values is positive."""
-    count = (values > 0).sum(1)
-    part = (count == 3).astype(float)
-    for few, is_alone in ((1, values > 0), (2, values <= 0)):
-        cut = count == few
-        alone = is_alone[cut].argmax(1)
-        rows = np.arange(len(alone))
-        a, b, c = (values[cut][rows, (alone + k) % 3] for k in range(3))
-        corner = a / (a - b) * a / (a - c)
-        part[cut] = corner if few == 1 else 1 - corner
-    return part
 
 
 def pair(labels: np.ndarray, grid: Grid) -> tuple[Mask, Mask]:
@@ -150,7 +80,7 @@ def one_side(grid: Grid, drawn: DrawnPatient, side: str) -> Grid:
     middle = float(drawn.pose.scanner_from_anatomy()[0, 3])
     found = labelled(drawn, grid)
     x = grid.mm(np.stack([np.zeros(n := grid.shape[2]), np.zeros(n), np.arange(n)], 1))[:, 0]
-    is_here = (x.numpy() < middle) == (side == "right")
+    is_here = (x.numpy() > middle) == (side == "right")
     tumour = (found == TUMOUR).any(axis=(0, 1))
     box = union_box((found > 0) & (is_here | tumour))
     assert box is not None
@@ -167,15 +97,17 @@ def child_rows(seed: int, index: int, size: int = 256) -> Iterator[Row]:
     sides = {tumour.side for tumour in drawn.anatomy.tumours}
     if len(sides) > 1 or drawn.anatomy.form == "horseshoe":
         return
-    scan = one_side(around_kidneys(drawn), drawn, sides.pop())
+    side = sides.pop()
+    scan = one_side(around_kidneys(drawn), drawn, side)
     grid = scan.with_spacing((FINE_MM,) * 3)
-    inner, outer = shares(drawn, grid)
+    shares = Shares.of(drawn, grid)
+    inner, outer = shares.tumour, shares.kidney[side]
     known = {
         "seed": seed,
         "child": index,
         "age_years": drawn.age_years,
         "scan_mm": [round(float(s), 3) for s in scan.spacing_mm],
-        "true_cm2": drawn_cm2(inner, outer),
+        "true_cm2": contact_cm2(inner, outer),
     }
     fine = np.where(inner >= 0.5, TUMOUR, KIDNEY * (outer >= 0.5))
     for step in STEPS:

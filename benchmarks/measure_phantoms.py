@@ -3,11 +3,16 @@
     python benchmarks/measure_phantoms.py OUT.jsonl --children 6 --adults 4 --pairs 1 --size 256
     python benchmarks/measure_phantoms.py OUT.jsonl --report
 
-True are the volumes that were drawn, the sides, and, for all other measures, those of the same
-person in voxels of half the spacing. In both, the same parenchyma is kidney: a digital patient
-gives small pieces of it on a tumour to the tumour, and which are that small depends on the voxels,
-so in the smaller voxels those are tumour that are so in the scan. "Same labels" are every second
-of the smaller voxels in each direction, which shows what their size takes away.
+True are the sides and the volumes that were drawn, and diameters and contacts of the surfaces as
+drawn (`drawn_truth`), which no labels go into. Where a tumour stretches its kidney, no label shows
+all of it: so there the truth is also that of the parenchyma
+
+* "of 0.2 mm": that is at least as thick, the size of a glomerulus;
+* "without gaps": so thick that labels show it without gaps, wherever their voxels lie: as thick
+  along its normal as the widest step between voxels in this direction.
+
+With `--finer`, all other measures are compared with those of the same person in voxels of half the
+spacing, which have the same limits as the labels, only smaller.
 Patients that are in OUT.jsonl already are not made again.
 """
 
@@ -15,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,26 +27,21 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 
-import kidseg.phantom.render  # noqa: F401
+from drawn_truth import FINE_MM, Shares, Surface, contact_cm2, diameters_mm
 from kidseg.config import PhantomConfig
 from kidseg.geometry import Grid, Volume
 from kidseg.labels import KIDNEY_TUMOUR
-from kidseg.measure.contact import contact_area
-from kidseg.measure.mask import Mask
-from kidseg.measure.measurement import Measurement
+from kidseg.measure.measurement import Measurement, Structure
 from kidseg.measure.measuring import Request, measure_labelled
 from kidseg.measure.midline import Midline
-from kidseg.measure.parts import Labelled, Parts
-from kidseg.measure.quantity import Quantity
+from kidseg.measure.parts import Labelled, Part, Parts
 from kidseg.measure.response import changes
 from kidseg.metrics import union_box
 from kidseg.phantom import DrawnPatient, draw_patient
-from kidseg.phantom.render import KIDNEY
 
 SEED = 3111
 SLICES_MM = (1.5, 5.0)
@@ -51,22 +50,20 @@ COHORTS = {
     "adults": PhantomConfig(tumour_share=1.0, slice_mm=SLICES_MM, ages_years=(17.0, 90.0)),
     "pairs": PhantomConfig(tumour_share=1.0, slice_mm=SLICES_MM, timepoints=2),
 }
-CONTACT, SAME_LABELS = "contact with the kidney", "contact, same labels"
+CONTACT, STRETCHED = "contact with the kidney", "kidney with a tumour"
 SIDES, UNMATCHED = "sides", "found in finer voxels"
-DIAMETERS = ("longest diameter", "longest axial diameter", "width across it", "height")
+DIAMETERS = ("longest diameter", "longest axial diameter", "height")
+OF_THIN, WITHOUT_GAPS = ", of 0.2 mm", ", without gaps"
+THIN_MM = 0.2
 RATIOS = {  # and their limits; other measures are compared by difference
     "volume": 0.02,
     "volume as drawn": 0.02,
     "ellipsoid volume": None,
     CONTACT: 0.05,
-    SAME_LABELS: 0.05,
+    CONTACT + OF_THIN: 0.05,
 }
 _SCOUT_MM = (4.0, 3.0, 3.0)
 _MARGIN_MM = 10.0
-RENDER = sys.modules["kidseg.phantom.render"]
-ALL_PIECES = {"_absorb_shreds": lambda organs, voxel_ml: None}
-"""In place of the rule of `RENDER` that gives small pieces of kidney on a tumour to the tumour."""
-_AROUND = 16  # voxels around a tumour that its contact is measured in
 Row = dict[str, Any]
 
 
@@ -81,40 +78,15 @@ class Shown:
 
 def shown(drawn: DrawnPatient, grid: Grid) -> Shown:
     """The labels of a patient on voxels, measured as `kidseg measure` does."""
-    return labels_shown(drawn, grid, drawn.rendered(grid).labels)
-
-
-def labels_shown(drawn: DrawnPatient, grid: Grid, data: np.ndarray) -> Shown:
-    """These labels of a patient, measured as `kidseg measure` does."""
-    labels = Volume(torch.from_numpy(data)[None], grid)
+    labels = Volume(torch.from_numpy(drawn.rendered(grid).labels)[None], grid)
     middle = Midline.at(float(drawn.pose.scanner_from_anatomy()[0, 3]), "body")
     labelled = Labelled(labels=labels, schema=KIDNEY_TUMOUR, midline=middle)
     return Shown(grid, *measure_labelled(labelled, Request()))
 
 
 def finer(drawn: DrawnPatient, scan: Shown) -> Shown:
-    """The same in voxels of half the spacing, with the pieces of kidney that the scan has."""
-    grid = scan.grid.with_spacing([float(s) / 2 for s in scan.grid.spacing_mm])
-    written = drawn.rendered(scan.grid).labels
-    with patch.multiple(RENDER, **ALL_PIECES):
-        whole, labels = (drawn.rendered(each).labels for each in (scan.grid, grid))
-    place = scan.grid.index(grid.mm(np.argwhere(labels == KIDNEY).astype(float))).numpy()
-    spacing_mm = scan.grid.spacing_mm.tolist()
-    labels[labels == KIDNEY] = of_nearest_piece(whole == KIDNEY, written, place, spacing_mm)
-    return labels_shown(drawn, grid, labels)
-
-
-def of_nearest_piece(
-    kidney: np.ndarray, written: np.ndarray, place: np.ndarray, spacing_mm: list[float]
-) -> np.ndarray:
-    """(points,) labels as written of the voxels of a kidney next to (points, 3) indices."""
-    from scipy.ndimage import distance_transform_edt
-
-    nearest = distance_transform_edt(
-        ~kidney, sampling=spacing_mm, return_distances=False, return_indices=True
-    )
-    index = np.clip(np.rint(place).astype(int), 0, np.array(kidney.shape) - 1)
-    return np.asarray(written[tuple(nearest[:, *index.T])])
+    """The same in voxels of half the spacing."""
+    return shown(drawn, scan.grid.with_spacing([float(s) / 2 for s in scan.grid.spacing_mm]))
 
 
 def around_kidneys(drawn: DrawnPatient) -> Grid:
@@ -131,10 +103,14 @@ def around_kidneys(drawn: DrawnPatient) -> Grid:
     return scan.crop(low.tolist(), (high - low).tolist())
 
 
-def patient_rows(task: tuple[str, int, int]) -> list[Row]:
-    """Everything that was found in a patient (cohort, number, size), beside the truth."""
+def patient_rows(task: tuple[str, int, int, bool]) -> list[Row]:
+    """What was found in a patient, beside the truth.
+
+    Args:
+        task: cohort, number, size, and whether it is measured in finer voxels, too.
+    """
     torch.set_num_threads(1)
-    cohort, index, size = task
+    cohort, index, size, is_finer = task
     config = replace(COHORTS[cohort], size=size)
     times = [draw_patient(config, seed=SEED, index=index, timepoint=0)]
     if config.timepoints == 2:
@@ -144,6 +120,8 @@ def patient_rows(task: tuple[str, int, int]) -> list[Row]:
     if config.timepoints == 2:
         rows += change_rows(times[1], *scans)
     else:
+        rows += surface_rows(times[0], scans[0])
+    if is_finer:
         rows += finer_rows(scans[0], finer(times[0], scans[0]))
     known = {
         "cohort": cohort,
@@ -180,38 +158,70 @@ def change_rows(now: DrawnPatient, before: Shown, after: Shown) -> Iterator[Row]
         yield row("tumour", "change, %", change.value, 100 * (new / old - 1), change)
 
 
+def surface_rows(drawn: DrawnPatient, scan: Shown) -> Iterator[Row]:
+    """Diameters and contacts of the surfaces as drawn.
+
+    Not of a horseshoe kidney, which has no two sides, nor of several tumours, whose surfaces are
+    drawn as one.
+    """
+    if drawn.anatomy.form == "horseshoe":
+        return
+    shares = Shares.of(drawn, scan.grid.with_spacing((FINE_MM,) * 3))
+    measured = {each.id: each for each in scan.measured.structures}
+    ill = {tumour.side for tumour in scan.parts.tumours}
+    for side, part in scan.parts.kidneys.items():
+        drawn_as = [shares.kidney[side], 1 - shares.tumour]
+        yield from diameter_rows(kind_of(part, ill), measured[part.id], drawn_as, scan.grid)
+    if len(drawn.anatomy.tumours) == len(scan.parts.tumours) == 1:
+        (tumour,) = scan.parts.tumours
+        structure = measured[tumour.id]
+        yield from diameter_rows("tumour", structure, [shares.tumour], scan.grid)
+        found, voxel_mm = structure.quantity(CONTACT), float(scan.grid.spacing_mm.max())
+        if found is not None and tumour.side is not None:
+            true = contact_cm2(shares.tumour, shares.kidney[tumour.side], (0.0, THIN_MM))
+            for name, cm2 in zip((CONTACT, CONTACT + OF_THIN), true, strict=True):
+                yield row("tumour", name, found.value, cm2, found, voxel_mm)
+
+
+def diameter_rows(
+    kind: str, structure: Structure, drawn_as: list[np.ndarray], scan: Grid
+) -> Iterator[Row]:
+    """Diameters of a structure: of all, and, of stretched kidneys, of what is not too thin."""
+    spacing_mm, voxel_mm = scan.spacing_mm.numpy(), float(scan.spacing_mm.max())
+    surface = Surface.of(drawn_as, FINE_MM, most_mm=voxel_mm + FINE_MM)
+    parts = {"": surface.thickness_mm >= 0}
+    if kind == STRETCHED:
+        parts[OF_THIN] = surface.thickness_mm >= THIN_MM
+        parts[WITHOUT_GAPS] = surface.thickness_mm >= (abs(surface.inward) * spacing_mm).max(1)
+    for part, kept in parts.items():
+        for name, true_mm in diameters_mm(surface.index[kept], FINE_MM).items():
+            found = structure.quantity(name)
+            assert found is not None
+            yield row(kind, name + part, found.value, true_mm, found, voxel_mm)
+
+
+def kind_of(part: Part, ill: set[Any]) -> str:
+    """The name of a structure in the table."""
+    if part.meaning != "kidney":
+        return str(part.meaning)
+    return STRETCHED if part.side in ill else "other kidney"
+
+
 def finer_rows(scan: Shown, smaller: Shown) -> Iterator[Row]:
-    """Every quantity in the scan's voxels, and in finer ones."""
-    voxel_mm = float(scan.grid.spacing_mm.max())
+    """Every other quantity in the scan's voxels, and in finer ones."""
     fine = {structure.id: structure for structure in smaller.measured.structures}
-    ill = {tumour.side for tumour in smaller.parts.tumours}
+    parts = (*scan.parts.kidneys.values(), *scan.parts.tumours)
+    ill = {tumour.side for tumour in scan.parts.tumours}
+    kinds = {part.id: kind_of(part, ill) for part in parts}
     for structure in scan.measured.structures:
-        name = str(structure.meaning)
-        if name == "kidney":
-            name = "kidney with a tumour" if structure.side in ill else "other kidney"
+        name = kinds.get(structure.id, str(structure.meaning))
         if structure.id not in fine:
             yield row(name, UNMATCHED, 0.0, 1.0)
             continue
         for found in structure.quantities:
             true = fine[structure.id].quantity(found.name)
-            if true is not None:
-                yield row(name, found.name, found.value, true.value, found, voxel_mm)
-                if found.name == CONTACT and true.value > 0:
-                    same = same_labels(smaller.parts, structure.id)
-                    yield row(name, SAME_LABELS, same.value, true.value, same)
-
-
-def same_labels(parts: Parts, lesion: str) -> Quantity:
-    """The contact of a lesion in every second of the voxels in each direction."""
-    (tumour,) = (each for each in parts.tumours if each.id == lesion)
-    assert tumour.side is not None
-    (around,) = tumour.mask.cropped(margin=_AROUND)
-    kidney = parts.kidneys[tumour.side].mask.onto(around)
-    steps = torch.tensor([2.0, 2.0, 2.0, 1.0], dtype=torch.float64)
-    matrix = around.grid.mm_from_index * steps
-    every = (slice(None, None, 2),) * 3
-    masks = [data[every] for data in (around.data, kidney)]
-    return contact_area(*(Mask(data, Grid(data.shape, matrix)) for data in masks))
+            if true is not None and found.name not in (*DIAMETERS, CONTACT):
+                yield row(name, found.name, found.value, true.value, found)
 
 
 def row(
@@ -242,7 +252,7 @@ def compared(each: Row) -> tuple[float, bool | None]:
         ratio = each["found"] / each["true"] if each["true"] else float("nan")
         limit = RATIOS[each["measure"]]
         return ratio, None if limit is None else abs(ratio - 1) <= limit
-    if each["measure"] in DIAMETERS:
+    if each["voxel_mm"] is not None:
         return difference, abs(difference) <= each["voxel_mm"]
     is_judged = each["measure"] in (SIDES, UNMATCHED)
     return difference, difference == 0 if is_judged else None
@@ -280,6 +290,7 @@ def main() -> None:
     for cohort in COHORTS:
         parser.add_argument(f"--{cohort}", type=int, default=0)
     parser.add_argument("--size", type=int, default=512, help="pixels along each side [512]")
+    parser.add_argument("--finer", action="store_true", help="also in voxels of half the spacing")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--report", action="store_true", help="only the table of what is there")
     args = parser.parse_args()
@@ -287,7 +298,11 @@ def main() -> None:
     rows = [json.loads(line) for line in lines]
     done = {(each["cohort"], each["patient"]) for each in rows}
     wanted = [(cohort, k) for cohort in COHORTS for k in range(getattr(args, cohort))]
-    left = [] if args.report else [(*task, args.size) for task in wanted if task not in done]
+    left = (
+        []
+        if args.report
+        else [(*task, args.size, args.finer) for task in wanted if task not in done]
+    )
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         for found in pool.map(patient_rows, left):
             rows += found

@@ -1,6 +1,6 @@
 """How much of a contact is found, by the size of the voxels over the thickness of the parenchyma.
 
-    python docs/contact_thickness.py [--rows OUT.jsonl]   # of benchmarks/measure_phantoms.py
+    python docs/contact_thickness.py [--rows OUT.jsonl]   # benchmarks/measure_phantoms.py --finer
 
 A tumour of 14 mm radius lies in a shell of parenchyma that covers six tenths of it. Grids are
 oblique.

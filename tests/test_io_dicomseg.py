@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import highdicom
@@ -375,13 +376,126 @@ def test_a_series_to_which_no_object_can_refer(
     assert caught.value.next_step
 
 
-def test_invalid_headers_are_an_error_of_the_series(tmp_path: Path) -> None:
+Writer = Callable[[SourceSeries, Volume], object]
+READ_BEFORE = {
+    *("NumberOfFrames", "PerFrameFunctionalGroupsSequence", "PlaneOrientationSequence"),
+    *("PlanePositionSequence", "FrameOfReferenceUID", "ImagePositionPatient"),
+    "ImageOrientationPatient",
+}
+"""Without these a series is refused, or they are filled in, before anything is written."""
+
+
+def refusal(write: Writer, source: SourceSeries | Path, labels: Volume | None) -> InputError | None:
+    """The error of reading or writing; None if both succeed."""
+    try:
+        found = source if isinstance(source, SourceSeries) else read_source(source, REPAIR)
+        write(found, make_labels(found) if labels is None else labels)
+    except InputError as error:
+        return error
+    return None
+
+
+def elements(dataset: Dataset) -> Iterator[tuple[Dataset, str]]:
+    """All elements of a data set and of the items in it: where each one is, and its keyword."""
+    for element in list(dataset):
+        yield dataset, element.keyword
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from elements(item)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("write", [written, contoured])
+@pytest.mark.parametrize("kind", ["axial", "multi-frame"])
+def test_what_a_header_lacks_is_said_of_its_file(tmp_path: Path, kind: str, write: Writer) -> None:
+    """Each element of the first and of the last image, and of their functional groups.
+
+    But those without which there is no source.
+    """
+    source, labels = make_case(tmp_path, kind)
+    labels.data[:, 2:] = 0
+    needed = set()
+    for header in {id(each): each for each in (source.headers[0], source.headers[-1])}.values():
+        for place, name in elements(header):
+            if name in READ_BEFORE:
+                continue
+            lacking = place[name]
+            del place[name]
+            if (error := refusal(write, source, labels)) is not None:
+                needed.add(name)
+                where = f"({name} ({lacking.tag.group:04x},{lacking.tag.element:04x}) is missing in"
+                assert f"{where} {Path(header.filename).name})" in str(error)
+                assert error.code == "dicom-refused" and error.path == str(source.path)
+            place[name] = lacking
+    assert {"SOPClassUID", "SOPInstanceUID"} <= needed
+    assert needed.isdisjoint({"ImageType", "SeriesDescription", "RescaleSlope"})
+
+
+@pytest.mark.parametrize("write", [written, contoured])
+def test_files_that_lack_an_element_are_read_or_refused_by_name(
+    tmp_path: Path, write: Writer
+) -> None:
+    """Nothing else is raised, whatever an anonymizer has removed from one file."""
+    whole = tmp_path / "whole"
+    names = [element.keyword for element in pydicom.dcmread(next(series(whole).iterdir()))]
+    values, refused = body(shape=(4, 24, 24)), {}
+    for name in names:
+        folder = series(tmp_path / name, values, edit=delete(name, which=1))
+        found = refusal(write, folder, None)
+        if found is not None:
+            assert found.path and found.path.startswith(str(folder)) and found.next_step
+            refused[name] = found.code
+    assert refused["Rows"] and "PatientName" not in refused and "StudyDate" not in refused
+
+
+def test_images_without_a_class_are_refused(tmp_path: Path) -> None:
     folder = series(tmp_path)
-    source = read_source(folder, ANY)
-    del source.headers[1].Rows
-    with pytest.raises(InputError) as caught:
-        written(source, make_labels(source))
-    assert caught.value.code == "dicom-refused" and caught.value.path == str(folder)
+    dataset = pydicom.dcmread(file := folder / "000-0.dcm")
+    del dataset.SOPClassUID, dataset.file_meta.MediaStorageSOPClassUID
+    dataset.save_as(file)
+    with pytest.raises(InputError, match=r"SOPClassUID \(0008,0016\) is missing in 000-0.dcm"):
+        read_source(folder, ANY)
+
+
+@pytest.mark.parametrize("write", [written, contoured])
+@pytest.mark.parametrize(
+    "error",
+    [
+        AttributeError("Rows", name="Rows", obj=Dataset()),
+        AttributeError("'Segment' object has no attribute 'name'"),
+        KeyError(pydicom.tag.Tag("Rows")),
+        KeyError("kidney"),
+        TypeError("unexpected keyword"),
+        ValueError("too few"),
+    ],
+)
+def test_errors_that_are_not_of_the_headers_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Writer, error: Exception
+) -> None:
+    """A fault of this package must not look like one of the series."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    source, labels = make_case(tmp_path, "axial")
+    monkeypatch.setattr("kidseg.io.dicomseg._descriptions", fail)
+    monkeypatch.setattr("kidseg.io.rtstruct._contours", fail)
+    with pytest.raises(type(error)) as caught:
+        write(source, labels)
+    assert caught.value is error
+
+
+def test_what_the_libraries_refuse_is_an_error_of_the_series(tmp_path: Path) -> None:
+    source, labels = make_case(tmp_path, "axial")
+    source.headers[0].SOPClassUID = "1.2.3"
+    with pytest.raises(InputError, match=r"is 1\.2\.3, which no known kind") as caught:
+        written(source, labels)
+    assert caught.value.code == "dicom-refused" and caught.value.path == str(source.path)
+    source, labels = make_case(tmp_path, "axial")
+    source.headers[1].Rows = 7
+    with pytest.raises(InputError, match="cannot be used") as caught:
+        written(source, labels)
+    assert caught.value.code == "dicom-refused" and caught.value.path == str(source.path)
 
 
 def test_multi_frame_files_without_functional_groups(tmp_path: Path) -> None:

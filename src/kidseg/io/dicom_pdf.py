@@ -37,7 +37,7 @@ def write_encapsulated_pdf(pdf: bytes, header: Dataset, origin: Origin, file: Bi
     Raises:
         InputError: "dicom-refused": the header is not valid enough.
     """
-    with deriving(Path(str(getattr(header, "filename", "")))):
+    with deriving(Path(str(getattr(header, "filename", ""))), [header]):
         _document(pdf, header, origin).save_as(file, enforce_file_format=True)
 
 

@@ -126,7 +126,7 @@ def write_measurement_report(
     Raises:
         InputError: "dicom-refused": the headers of the series are not valid enough.
     """
-    with deriving(source.path):
+    with deriving(source.path, source.headers):
         report = _report(reported, segmentation, schema, source, origin)
         report.save_as(file, enforce_file_format=True)
 

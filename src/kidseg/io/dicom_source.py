@@ -22,7 +22,7 @@ from kidseg.io.orientation import ras_from_lps
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["SourceSeries", "read_source"]
+__all__ = ["SourceSeries", "file_name", "read_source"]
 
 _UIDS = {
     "StudyInstanceUID": "study_uid",
@@ -109,6 +109,11 @@ def read_source(path: str | Path, options: ReadOptions) -> SourceSeries:
     return replace(source, findings=tuple(_moved(f, **here) for f in source.findings))
 
 
+def file_name(header: Dataset) -> str:
+    """The name of the file that a header was read from."""
+    return Path(str(getattr(header, "filename", "an image"))).name
+
+
 def _moved(finding: Finding, old: str, new: str) -> Finding:
     """The same finding about another path."""
     return replace(
@@ -166,6 +171,14 @@ def _check(headers: Sequence[Dataset], path: Path) -> None:
             "SOP Instance UIDs are missing or not unique: no object can refer to its images",
             path=path,
             code="no-instance-uid",
+            next_step="Export the series again, or request nii or seg.nrrd only.",
+        )
+    unknown = [file_name(header) for header in headers if not header.get("SOPClassUID")]
+    if unknown:
+        raise InputError(
+            f"SOPClassUID (0008,0016) is missing in {unknown[0]}, so no object can refer to it",
+            path=path,
+            code="dicom-refused",
             next_step="Export the series again, or request nii or seg.nrrd only.",
         )
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):

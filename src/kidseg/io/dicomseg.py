@@ -9,9 +9,10 @@ Source: DICOM PS3.3, A.51 (Segmentation IOD), C.8.20; CP and supplement 243 (Lab
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from kidseg.errors import InputError, printable
 from kidseg.geometry import Volume
 from kidseg.io.dicom_header import derived_uid, quiet
-from kidseg.io.dicom_source import SourceSeries
+from kidseg.io.dicom_source import SourceSeries, file_name
 from kidseg.io.origin import Origin
 from kidseg.io.terms import Term, term_of
 from kidseg.labels import Code, Label, LabelSchema
@@ -73,7 +74,7 @@ def write_dicom_segmentation(
         InputError: "dicom-refused": the headers of the series are not valid enough.
     """
     assert labels.grid.shape == source.native.shape
-    with deriving(source.path):
+    with deriving(source.path, source.headers):
         dataset = _segmentation(labels, schema, source, origin, labelmap)
         dataset.ImageComments = origin.notes
         if source.is_multiframe and not source.is_acquired:
@@ -85,8 +86,14 @@ def write_dicom_segmentation(
 
 
 @contextmanager
-def deriving(path: Path) -> Iterator[None]:
-    """Convert whatever invalid headers of a series raise in this block to an `InputError`.
+def deriving(path: Path, headers: Sequence[Dataset]) -> Iterator[None]:
+    """Convert what the headers of a series lack, or have invalid, to an `InputError` of it.
+
+    Other errors, which are not those of the series, pass as they are.
+
+    Args:
+        path: of the series.
+        headers: of its images.
 
     Raises:
         InputError: "dicom-refused": no object can be made from them.
@@ -94,14 +101,55 @@ def deriving(path: Path) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (AttributeError, KeyError) as error:
+        if (cause := _missing(error, headers)) is None:
+            raise
+        raise _refused(path, cause) from error
+    except (ValueError, TypeError) as error:
+        if not _is_of_library(error):
+            raise
         text = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        raise InputError(
-            f"its headers cannot be used in a derived DICOM object ({text})",
-            path=path,
-            code="dicom-refused",
-            next_step="Export the series again, or request nii or seg.nrrd only.",
-        ) from error
+        raise _refused(path, text) from error
+
+
+def _refused(path: Path, cause: str) -> InputError:
+    return InputError(
+        f"its headers cannot be used in a derived DICOM object ({cause})",
+        path=path,
+        code="dicom-refused",
+        next_step="Export the series again, or request nii or seg.nrrd only.",
+    )
+
+
+def _missing(error: AttributeError | KeyError, headers: Sequence[Dataset]) -> str | None:
+    """Which element the error is about, and of which image; None if it is not about one of them."""
+    from pydicom.datadict import tag_for_keyword
+
+    for header in headers:
+        file = file_name(header)
+        if isinstance(error, AttributeError):
+            tag = tag_for_keyword(error.name or "")
+            if tag is not None and any(error.obj is one for one in _with_items(header)):
+                return f"{error.name} ({tag >> 16:04x},{tag & 0xFFFF:04x}) is missing in {file}"
+        # highdicom looks up by it which modules a kind of image has.
+        elif error.args == (kind := header.get("SOPClassUID"),):
+            return f"SOPClassUID (0008,0016) of {file} is {kind}, which no known kind of image has"
+    return None
+
+
+def _with_items(dataset: Dataset) -> Iterator[Dataset]:
+    """A data set, and all items of its sequences, of theirs, and so on."""
+    yield dataset
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from _with_items(item)
+
+
+def _is_of_library(error: Exception) -> bool:
+    """Whether an error was raised by highdicom or pydicom, which check what they are given."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return frames[-1].f_globals["__name__"].split(".")[0] in ("highdicom", "pydicom")
 
 
 def _segmentation(

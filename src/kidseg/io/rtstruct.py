@@ -113,7 +113,7 @@ def write_structure_set(
     Raises:
         InputError: "dicom-refused": the headers of the series are not valid enough.
     """
-    with deriving(source.path):
+    with deriving(source.path, source.headers):
         _structure_set(labels, schema, source, origin).save_as(file, enforce_file_format=True)
 
 
