@@ -273,6 +273,12 @@ def test_known_weights_are_kept_unless_dice_is_higher_without(
     assert decided(best["decision"])["decision"] == best["decision"]
     harmful = decided({"background": 1000.0})
     assert harmful["decision"] == {} and harmful["curve"][0]["score"] < harmful["before"]["score"]
+    unmoved = with_header(
+        model, tmp_path / "ones", decision={}, calibration={"foreground": FOREGROUND}
+    )
+    again = tmp_path / "again.safetensors"
+    kept = calibrate(model, folder / "others", again, device="cpu", weights_of=unmoved)
+    assert kept["decision"] == {} and kept["after"] == kept["before"], "calibrated, all stay 1"
 
 
 def test_weights_of_a_model_that_has_none_or_others_are_refused(
@@ -309,7 +315,11 @@ def test_on_the_command_line(
 
 @pytest.mark.parametrize(
     ("tried", "reason"),
-    [((1.0, 2.0), "the known ones are no better"), ((0.5, 1.0, 2.0), "more than the standard")],
+    [
+        ((1.0,), "the known ones are no better"),
+        ((1.0, 2.0), "the known ones are no better"),
+        ((0.5, 1.0, 2.0), "more than the standard"),
+    ],
 )
 def test_a_decision_that_changes_nothing_says_why(tried: tuple[float, ...], reason: str) -> None:
     """Weights with a higher score may stand in the table: their gain is chance."""

@@ -274,7 +274,7 @@ def calibration_text(result: Mapping[str, Any], out: Path) -> str:
     gain, spread = result["gain"], result["gain"]["sd"]
     sd = "" if spread is None else f" (SD {spread:.4f})"
     decision = ", ".join(f"{name} {weight:g}" for name, weight in result["decision"].items())
-    if not decision and len(result["curve"]) == 2:
+    if not decision and len(result["curve"]) <= 2:
         decision = "all weights are 1: the known ones are no better"
     elif not decision:
         decision = "all weights stay 1: none is better by more than the standard error of its gain"

@@ -112,7 +112,7 @@ def calibrate(
     Raises:
         UsageError: "overlapping-regions": the outputs of the model are not exclusive; "no-labels":
             no case has labels; "unknown-case"; "output-exists"; "no-weights": the model of
-            `weights_of` has none; "other-outputs": they are of other outputs.
+            `weights_of` was not calibrated; "other-outputs": they are of other outputs.
         InputError: see `open_dataset`, `read_scan`; "other-labels": not those of the model.
         ModelError: see `load_predictor`.
     """
@@ -169,10 +169,12 @@ def grid_of(predictor: Predictor) -> list[dict[str, float]]:
 
 
 def _known_grid(predictor: Predictor, model: str | Path) -> list[dict[str, float]]:
-    """The weights of another model, and none; raises as `calibrate`."""
+    """The weights of another model, and none, which a calibration may have left; raises as it."""
     path = find_model(model)
-    known = decision_of(read_header(path), path)
-    if not known:
+    header = read_header(path)
+    known = decision_of(header, path)
+    calibrated = dict(header.get("calibration") or {}).get("foreground") == FOREGROUND
+    if not known and not calibrated:
         raise UsageError(
             "its decision was not calibrated",
             path=path,
@@ -187,7 +189,7 @@ def _known_grid(predictor: Predictor, model: str | Path) -> list[dict[str, float
             next_step="Name the model that this one was fine-tuned from.",
         )
     none = dict.fromkeys({**grid_of(predictor)[0], **known}, 1.0)
-    return [{**none, **known}, none]
+    return [{**none, **known}, none] if known else [none]
 
 
 def choose(choices: Sequence[Choice]) -> Choice:
