@@ -118,7 +118,8 @@ class Steps:
         proportion to the depth: parenchyma that tapers is missed, a notch between tumour and kidney
         is filled. So twice the first less the second is the contact. Behind an even film, which
         does not end, this is too much: as much as there is of it beside the end is not counted. If
-        the contact is too small to have much beside its end, nothing is extrapolated.
+        the contact is too small to have much beside its end, nothing is extrapolated. (Of specks,
+        faces that look away from the smoothed contour may outweigh the others: areas below 0.)
 
         Args:
             areas_mm2: at the pairs.
@@ -135,7 +136,7 @@ class Steps:
             float(areas_mm2[where & self.is_face].sum())
             for where in (np.ones_like(at_end), at_end, beside)
         )
-        if beside_mm2 <= _LEAST_BESIDE * ending_mm2:
+        if beside_mm2 <= max(0.0, _LEAST_BESIDE * ending_mm2):
             return seen_mm2
         film = float(missed_mm2[beside].sum()) / beside_mm2 * ending_mm2
         return seen_mm2 + ends - float(np.clip(film, min(ends, 0.0), max(ends, 0.0)))
