@@ -259,8 +259,11 @@ def test_what_was_learned_before_stays_if_no_epoch_is_better(tmp_path: Path) -> 
 def test_one_epoch_is_trained_though_the_first_validation_used_up_the_time(tmp_path: Path) -> None:
     ticks = itertools.count()
     run = Run(folder=tmp_path, device=CPU, clock=lambda: float(next(ticks)))
-    stage = slope_stage(config(budget_s=0.5), scores=[0.7, 0.8])
+    decaying = replace(config().optimizer, poly_power=0.9)
+    stage = slope_stage(config(budget_s=0.5, optimizer=decaying), scores=[0.7, 0.8])
     fitted = fit(stage, run, learned=True)
+    first = json.loads((tmp_path / "log.jsonl").read_text())
+    assert first["rate"] == decaying.learning_rate, "the first epoch has the full rate"
     assert (fitted.epochs, fitted.epoch, fitted.seconds, fitted.stopped) == (1, 0, 2.0, "budget")
 
 

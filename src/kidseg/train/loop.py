@@ -338,7 +338,7 @@ def _set_rate(
     Source: Chen et al., DeepLab, TPAMI 2018.
     """
     fraction = epoch / config.epochs
-    if config.budget_s is not None:
+    if config.budget_s is not None and epoch:
         fraction = max(fraction, spent / config.budget_s)
     rate: float = config.optimizer.learning_rate * (1 - fraction) ** config.optimizer.poly_power
     for group in optimizer.param_groups:

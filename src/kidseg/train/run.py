@@ -233,16 +233,15 @@ def _start_summary(
 
 
 def _not_better(fitted: Mapping[str, Fitted], out: Path) -> tuple[Finding, ...]:
-    """A finding if the last network of a model to fine-tune is kept: no epoch was better."""
-    *_, (name, last) = fitted.items()
-    if last.epoch >= 0:
+    """A finding if all networks of a model to fine-tune are kept: no epoch was better."""
+    if not fitted or any(result.epoch >= 0 for result in fitted.values()):
         return ()
     return (
         Finding(
             code="not-better",
             path=str(out),
-            cause=f"no epoch of stage {name} was better in the validation cases than the model to"
-            " fine-tune, whose weights are kept",
+            cause=f"no epoch of {' or '.join(fitted)} was better in the validation cases than the"
+            " model to fine-tune, whose weights are kept",
             next_step="Try a lower learning rate, or more training cases; few validation cases"
             " decide by chance.",
         ),
