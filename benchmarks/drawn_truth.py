@@ -71,13 +71,13 @@ class Shares:
             start[:] = grid.index(canvas.grid.mm([0.0, 0.0, 0.0])).round().long().tolist()
             paint(canvas, *others)
 
-        def note(here: Patch, cover: torch.Tensor, _: Any, organ: int | None = None) -> None:
+        def note(here: Patch, cover: torch.Tensor, hu: Any, organ: int | None = None) -> None:
             extents = zip(start, here.deep, cover.shape, strict=True)
             window = tuple(slice(low + e.start, low + e.start + n) for low, e, n in extents)
             if organ is not None:
                 found._paint(window, cover.numpy(), here.x[:-1].numpy(), organ)
             # Some organs are painted only where others are.
-            paint_patch(here, cover, _, organ)
+            paint_patch(here, cover, hu, organ)
 
         paint_patch = Patch.paint
         painting = patch.multiple(RENDER, _paint=paint_slab, **ALL_PIECES)
@@ -134,17 +134,37 @@ class Surface:
             points = crossings(share - 0.5)
             for other in others:
                 points = points[at(other, points) > 0.5]
-            slope = np.stack([at(each, points) for each in np.gradient(share)], 1)
             index.append(points)
-            normals.append(slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-9))
+            normals.append(inward_at(share, points))
         points, inward = np.concatenate(index), np.concatenate(normals)
-        thickness = np.zeros(len(points))
-        within = np.ones(len(points), dtype=bool)
-        for way_mm in np.arange(_STEP_MM / 2, most_mm, _STEP_MM):
-            places = points[within] + inward[within] * way_mm / spacing_mm
-            within[within] = np.all([at(each, places) > 0.5 for each in shares], 0)
-            thickness += _STEP_MM * within
-        return cls(points + start, inward, thickness)
+        thickness_mm = depth_mm(shares, points, inward / spacing_mm, most_mm)
+        return cls(points + start, inward, thickness_mm)
+
+
+def inward_at(share: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(points, 3) unit vectors at indices, towards where a share grows; 0 where it is even."""
+    slope = np.stack([at(each, points) for each in np.gradient(share)], 1)
+    return np.asarray(slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-9))
+
+
+def depth_mm(
+    shares: Sequence[np.ndarray], points: np.ndarray, per_mm: np.ndarray, most_mm: float
+) -> np.ndarray:
+    """(points,) how far from indices all shares are more than a half, up to `most_mm`.
+
+    Args:
+        shares: (slices, rows, columns) each.
+        points: (points, 3) indices.
+        per_mm: (points, 3) voxels for each mm of the way.
+        most_mm: the way is not followed further.
+    """
+    depth = np.zeros(len(points))
+    within = np.ones(len(points), dtype=bool)
+    for way_mm in np.arange(_STEP_MM / 2, most_mm, _STEP_MM):
+        places = points[within] + per_mm[within] * way_mm
+        within[within] = np.all([at(each, places) > 0.5 for each in shares], 0)
+        depth += _STEP_MM * within
+    return depth
 
 
 def crossings(values: np.ndarray) -> np.ndarray:
@@ -196,18 +216,14 @@ def contact_cm2(
     from skimage.measure import marching_cubes
 
     corners, triangles, _, _ = marching_cubes(tumour, 0.5)
-
     inside = at(kidney, corners) - 0.5
     one, other = (corners[triangles[:, k]] - corners[triangles[:, 0]] for k in (1, 2))
     areas_cm2 = np.linalg.norm(np.cross(one, other), axis=1) / 2 * FINE_MM**2 / 100
     areas_cm2 *= part_inside(inside[triangles])
     near = np.flatnonzero(inside > -0.5)
-    slope = np.stack([at(each, corners[near]) for each in np.gradient(tumour)], 1)
-    outward = -slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-9)
-    thickness, within = np.zeros(len(corners)), np.ones(len(near), dtype=bool)
-    for way_mm in np.arange(_STEP_MM / 2, _RAY_MM, _STEP_MM):
-        within &= at(kidney, corners[near] + outward * way_mm / FINE_MM) > 0.5
-        thickness[near] += _STEP_MM * within
+    outward = -inward_at(tumour, corners[near])
+    thickness = np.zeros(len(corners))
+    thickness[near] = depth_mm([kidney], corners[near], outward / FINE_MM, _RAY_MM)
     behind = thickness[triangles].mean(1)
     return [float(areas_cm2[behind >= least].sum()) for least in least_mm]
 

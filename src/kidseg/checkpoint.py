@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal
 
 import torch
@@ -170,7 +169,7 @@ class StageProgress(Record):
             raise ValueError("the lines of the log are not those of all epochs")
         start = self.log[0].get("start")
         known = (None, *epochs) if start is None else (None, -1, *epochs)
-        if self.seconds < 0 or self.best_epoch not in known or type(start) not in (NoneType, dict):
+        if self.seconds < 0 or self.best_epoch not in known or not isinstance(start, dict | None):
             raise ValueError("the best epoch, or the time spent, is impossible")
 
 

@@ -180,26 +180,30 @@ def _completed(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(data)
     hints = get_type_hints(kind)
     for field in fields(kind):
-        table = out.get(field.name)
-        tables = _options(hints[field.name])
-        known = [each for each in tables if isinstance(each, type) and is_dataclass(each)]
-        if isinstance(table, Mapping) and len(known) == 1:
-            own = asdict(field.default) if isinstance(field.default, known[0]) else {}
-            out[field.name] = _completed(known[0], _merged(own, table))
+        table, of = out.get(field.name), _table(hints[field.name])
+        if isinstance(table, Mapping) and of is not None:
+            own = asdict(field.default) if isinstance(field.default, of) else {}  # type: ignore[call-overload]
+            out[field.name] = _completed(of, _merged(own, table))
     return out
 
 
 def _passed_on(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     hints = get_type_hints(kind)
     dropped: tuple[str, ...] = getattr(kind, "of_one_training", ())
-    out = {}
+    out = dict(settings)
     for name, value in settings.items():
-        tables = _options(hints.get(name))
-        known = [each for each in tables if isinstance(each, type) and is_dataclass(each)]
-        if name not in dropped:
-            is_table = isinstance(value, Mapping) and len(known) == 1
-            out[name] = _passed_on(known[0], value) if is_table else value
+        of = _table(hints.get(name))
+        if name in dropped:
+            del out[name]
+        elif isinstance(value, Mapping) and of is not None:
+            out[name] = _passed_on(of, value)
     return out
+
+
+def _table(hint: Any) -> type | None:
+    """The dataclass of a table that a field has; None of other fields, and of several tables."""
+    known = [each for each in _options(hint) if isinstance(each, type) and is_dataclass(each)]
+    return known[0] if len(known) == 1 else None
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -22,7 +22,10 @@ from kidseg.io.orientation import ras_from_lps
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["SourceSeries", "file_name", "read_source"]
+__all__ = ["EXPORT_AGAIN", "SourceSeries", "file_name", "read_source"]
+
+EXPORT_AGAIN = "Export the series again, or request nii or seg.nrrd only."
+"""What to do where no DICOM object can be derived from a series."""
 
 _UIDS = {
     "StudyInstanceUID": "study_uid",
@@ -171,7 +174,7 @@ def _check(headers: Sequence[Dataset], path: Path) -> None:
             "SOP Instance UIDs are missing or not unique: no object can refer to its images",
             path=path,
             code="no-instance-uid",
-            next_step="Export the series again, or request nii or seg.nrrd only.",
+            next_step=EXPORT_AGAIN,
         )
     unknown = [file_name(header) for header in headers if not header.get("SOPClassUID")]
     if unknown:
@@ -179,7 +182,7 @@ def _check(headers: Sequence[Dataset], path: Path) -> None:
             f"SOPClassUID (0008,0016) is missing in {unknown[0]}, so no object can refer to it",
             path=path,
             code="dicom-refused",
-            next_step="Export the series again, or request nii or seg.nrrd only.",
+            next_step=EXPORT_AGAIN,
         )
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
         if len({str(header.get(name, "")) for header in headers}) > 1:
@@ -187,7 +190,7 @@ def _check(headers: Sequence[Dataset], path: Path) -> None:
                 f"its images differ in {name}; a DICOM object can refer to one series only",
                 path=path,
                 code="mixed-series",
-                next_step="Export the series again, or request nii or seg.nrrd only.",
+                next_step=EXPORT_AGAIN,
             )
     frames = [header for header in headers if header.get("NumberOfFrames") is not None]
     grouped = all(h.get("SharedFunctionalGroupsSequence") for h in frames)

@@ -20,7 +20,7 @@ import numpy as np
 from kidseg.errors import InputError, printable
 from kidseg.geometry import Volume
 from kidseg.io.dicom_header import derived_uid, quiet
-from kidseg.io.dicom_source import SourceSeries, file_name
+from kidseg.io.dicom_source import EXPORT_AGAIN, SourceSeries, file_name
 from kidseg.io.origin import Origin
 from kidseg.io.terms import Term, term_of
 from kidseg.labels import Code, Label, LabelSchema
@@ -117,7 +117,7 @@ def _refused(path: Path, cause: str) -> InputError:
         f"its headers cannot be used in a derived DICOM object ({cause})",
         path=path,
         code="dicom-refused",
-        next_step="Export the series again, or request nii or seg.nrrd only.",
+        next_step=EXPORT_AGAIN,
     )
 
 

@@ -48,7 +48,8 @@ class Run:
         identity: digest of the settings and cases, which a checkpoint to resume from must have.
         on_trained: called when an epoch is trained, before its checkpoint is written.
         on_epoch: called after each epoch with (stage, epochs done, total epochs, log line and the
-            seconds left, "left_s").
+            seconds left, "left_s"); with 0 epochs done, and validation metrics alone, of a network
+            that has learned before.
         clock: returns seconds; measures time budgets.
         workers: processes that prefetch batches.
     """
@@ -80,7 +81,7 @@ class Fitted:
     """Result of a stage.
 
     Attributes:
-        epoch: the best one.
+        epoch: the best one; -1 is before the first.
         score: of that epoch.
         epochs: that were run.
         seconds: spent.
@@ -153,8 +154,7 @@ def fit(stage: Stage, run: Run, before: Sequence[str] = (), *, learned: bool = F
         means = _train_epoch(stage, run, called, training, losses)
         net.eval()
         with nullcontext() if average is None else average.applied(net):
-            with torch.no_grad(), finite_metrics(losses) as metrics:
-                metrics.update(stage.validate())
+            metrics = _validated(stage, losses)
             metrics, spent = broadcast((metrics, now.seconds + run.clock() - start))
             best = now.best
             if metrics["score"] > best.score or (epoch == 0 and metrics["score"] == best.score):
@@ -172,9 +172,7 @@ def fit(stage: Stage, run: Run, before: Sequence[str] = (), *, learned: bool = F
             line["start"] = dict(now.start)
         stopped = _stop_reason(config, epoch + 1, best, spent)
         lines = (*now.lines, line)
-        now = Checkpoint(
-            epoch=epoch, seconds=spent, stopped=stopped, best=best, lines=lines, start=now.start
-        )
+        now = replace(now, epoch=epoch, seconds=spent, stopped=stopped, best=best, lines=lines)
         if run.rank == 0:
             if run.on_trained is not None:
                 run.on_trained()
@@ -200,14 +198,24 @@ def _before_training(stage: Stage, run: Run, now: Checkpoint) -> Checkpoint:
     """Validate a network that has learned before: it is the best one so far."""
     start, net = run.clock(), stage.net
     net.eval()
-    with torch.no_grad(), finite_metrics(EpochLosses(stage.name, -1, net)) as metrics:
-        metrics.update(stage.validate())
+    metrics = _validated(stage, EpochLosses(stage.name, -1, net))
     metrics, spent = broadcast((metrics, run.clock() - start))
     if run.rank == 0 and run.on_epoch is not None:
         line = {f"val_{name}": value for name, value in metrics.items()}
         run.on_epoch(stage.name, 0, stage.config.epochs, line)
     best = Best(epoch=-1, score=metrics["score"], net=copy.deepcopy(net.state_dict()))
     return replace(now, seconds=spent, best=best, start=metrics)
+
+
+def _validated(stage: Stage, losses: EpochLosses) -> dict[str, float]:
+    """The metrics of the validation; the network is in evaluation mode.
+
+    Raises:
+        ModelError: "loss-not-finite".
+    """
+    with torch.no_grad(), finite_metrics(losses) as metrics:
+        metrics.update(stage.validate())
+    return metrics
 
 
 def _metrics_of(checkpoint: Checkpoint) -> dict[str, float]:

@@ -19,7 +19,10 @@ from kidseg.train.setup import ResolvedSetup, Setup
 __all__ = ["Progress", "Request"]
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
-"""Called with (name of the task or stage, done, total, log line of the epoch; {} for a task)."""
+"""Called with (name of the task or stage, done, total, log line of the epoch; {} for a task).
+
+Before the first epoch of a network that has learned before, 0 are done, and the line has no loss.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ _BUFFERS = {"SGD": {"momentum_buffer"}, "Adam": {"step", "exp_avg", "exp_avg_sq"
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The best epoch so far: its number, score and weights; -1 before the first."""
+    """The best epoch so far: its number, -1 before the first, its score and weights."""
 
     epoch: int = -1
     score: float = -math.inf
@@ -221,9 +221,9 @@ def _checkpoint(state: State) -> Checkpoint:
     start = progress.log[0].get("start")
     best = Best()
     if progress.best_epoch is not None:
-        metrics = start or {}
-        score = metrics.get("score")
-        if progress.best_epoch >= 0:
+        if progress.best_epoch < 0:
+            score = (start or {}).get("score")
+        else:
             score = progress.log[progress.best_epoch].get("val_score")
         if not isinstance(score, int | float) or "best" not in state.parts:
             raise ValueError("it lacks the best weights or their score")
